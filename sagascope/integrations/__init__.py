@@ -1,0 +1,1 @@
+"""Bridges from saga executors to `sagascope.scope`."""

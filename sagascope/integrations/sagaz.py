@@ -1,0 +1,211 @@
+"""The bridge from sagaz's hooks to ours. Needs the extra `sagascope[sagaz]`.
+
+    class OrderSaga(FanOutSaga):
+        saga_name = "order-processing"
+        ...
+
+    saga = OrderSaga(listeners=[KafkaListener("localhost:9092")])
+    saga.add_listener(my_listener)
+
+sagaz 1.5 calls its listeners one after the other, gives step hooks no saga id, says nothing of a compensation that
+failed, and keeps the id and the context of a run on the saga instance, where concurrent runs overwrite each other.
+So identity is kept in a `SagaScope` per run, which parallel steps and nested sagas inherit through their context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any, ClassVar
+
+try:
+    import sagaz
+except ModuleNotFoundError as error:
+    msg = "the bridge to sagaz needs sagaz: pip install 'sagascope[sagaz]'"
+    raise ModuleNotFoundError(msg) from error
+
+from sagascope.definitions import SagaDefinition, StepDefinition
+from sagascope.listener import SagaListener
+from sagascope.scope import Clock, SagaScope, current_scope, saga_scope
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Iterable
+
+
+class CompensationError(Exception):
+    """A compensation failed; of what it raised sagaz kept only this message."""
+
+
+class _Hooks(sagaz.SagaListener):  # type: ignore[misc] # sagaz's annotations do not hold
+    """sagaz's hooks within a run that has a scope already."""
+
+    def __init__(self, listeners: Iterable[SagaListener]) -> None:
+        self.listeners = list(listeners)
+
+    async def on_step_enter(self, saga_name: str, step_name: str, ctx: dict[str, Any]) -> None:
+        if scope := current_scope():
+            await scope.step_started(step_name)
+
+    async def on_step_success(self, saga_name: str, step_name: str, ctx: dict[str, Any], result: Any) -> None:
+        if scope := current_scope():
+            await scope.step_completed(step_name, result)
+
+    async def on_step_failure(self, saga_name: str, step_name: str, ctx: dict[str, Any], error: Exception) -> None:
+        if scope := current_scope():
+            await scope.step_failed(step_name, error)
+
+    async def on_compensation_start(self, saga_name: str, step_name: str, ctx: dict[str, Any]) -> None:
+        if scope := current_scope():
+            await scope.compensation_started(step_name)
+
+    async def on_compensation_complete(self, saga_name: str, step_name: str, ctx: dict[str, Any]) -> None:
+        if scope := current_scope():
+            await scope.compensation_completed(step_name)
+
+    async def on_saga_complete(self, saga_name: str, saga_id: str, ctx: dict[str, Any]) -> None:
+        if scope := current_scope():
+            await scope.completed()
+            scope.leave()
+
+    async def on_saga_failed(self, saga_name: str, saga_id: str, ctx: dict[str, Any], error: Exception) -> None:
+        scope = current_scope()
+        if scope is None:
+            return
+        for step_name in scope.open_compensations():
+            reason = CompensationError(ctx.get(f"__{step_name}_compensation_error") or "sagaz kept no reason")
+            await scope.compensation_failed(step_name, reason, derived=True)
+        await scope.failed(error)
+        scope.leave()
+
+
+class SagazBridge(_Hooks):
+    """A sagaz listener for sagas that are no `FanOutSaga`: `class OrderSaga(sagaz.Saga): listeners = [SagazBridge(…)]`.
+
+    Hooks alone don't say what a step can undo: name the sagas (classes or instances) to have `compensable`, `pivot`
+    and `definition_id` in the events. Of a saga not named, a failure counts as rolled back unless a compensation
+    failed. The moment a compensation failed is noticed only at the saga's end, so that duration is marked derived.
+    """
+
+    def __init__(
+        self,
+        listeners: Iterable[SagaListener],
+        *,
+        sagas: Iterable[sagaz.Saga | type[sagaz.Saga]] = (),
+        service: str | None = None,
+        attribute_keys: Collection[str] = (),
+    ) -> None:
+        super().__init__(listeners)
+        instances = (saga() if isinstance(saga, type) else saga for saga in sagas)
+        self._definitions = {d.saga_name: d for d in map(definition_of, instances)}
+        self._service = service
+        self._attribute_keys = attribute_keys
+
+    async def on_saga_start(self, saga_name: str, saga_id: str, ctx: dict[str, Any]) -> None:
+        scope = SagaScope(
+            saga_id,
+            saga_name,
+            listeners=self.listeners,
+            definition=self._definitions.get(saga_name),
+            service=self._service,
+            attribute_keys=self._attribute_keys,
+            clock=Clock(),
+        )
+        scope.enter()  # in the task that runs the saga, so that its steps' tasks inherit it
+        await scope.started(ctx)
+
+
+class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not hold
+    """A sagaz saga that tells our listeners, and sagaz's own, of all that happens in it."""
+
+    service: ClassVar[str | None] = None
+    """The reporting service's name, for the events."""
+    attribute_keys: ClassVar[Collection[str]] = ()
+    """Keys of the context whose values may leave the service, as attributes to slice by."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        config: Any = None,
+        *,
+        listeners: Iterable[SagaListener | sagaz.SagaListener] = (),
+    ) -> None:
+        super().__init__(name, config)
+        inherited: list[Any] = self._instance_listeners  # of the class or of sagaz's config: not ours to change
+        self._hooks = _Hooks(())
+        self._instance_listeners: list[Any] = [self._hooks]
+        for listener in [*inherited, *listeners]:
+            self.add_listener(listener)
+
+    def add_listener(self, listener: SagaListener | sagaz.SagaListener) -> None:
+        """Tell this listener too, from the next hook on.
+
+        Raises:
+            TypeError: it is neither a sagascope nor a sagaz listener.
+        """
+        if isinstance(listener, _Hooks):  # a bridge installed for all sagas: its listeners, but one identity
+            self._hooks.listeners.extend(listener.listeners)
+        elif isinstance(listener, SagaListener):
+            self._hooks.listeners.append(listener)
+        elif isinstance(listener, sagaz.SagaListener):
+            self._instance_listeners.append(listener)
+        else:
+            msg = f"{listener!r} is no listener: subclass sagascope.SagaListener or sagascope.EventListener"
+            raise TypeError(msg)
+
+    async def run(self, initial_context: dict[str, Any], saga_id: str | None = None) -> dict[str, Any]:
+        """Run the saga in a scope of its own; returns and raises what sagaz's `run` does."""
+        saga_id = str(saga_id or initial_context.get("saga_id") or uuid.uuid4())
+        definition = definition_of(self)
+        for step in self._steps:
+            if step.compensation_fn and not isinstance(step.compensation_fn, _WatchedCompensation):
+                step.compensation_fn = _WatchedCompensation(step.step_id, step.compensation_fn)
+        async with saga_scope(
+            saga_id,
+            definition.saga_name,
+            listeners=self._hooks.listeners,
+            definition=definition,
+            service=self.service,
+            attribute_keys=self.attribute_keys,
+        ) as scope:
+            await scope.started(initial_context | {"saga_id": saga_id})
+            result: dict[str, Any] = await super().run(initial_context, saga_id)
+            return result
+
+
+class _WatchedCompensation:
+    """Tells the scope when a compensation fails, at that moment and with its error: sagaz swallows both."""
+
+    def __init__(self, step_name: str, compensation: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        self._step_name = step_name
+        self._compensation = compensation
+
+    async def __call__(self, ctx: dict[str, Any]) -> None:
+        try:
+            await self._compensation(ctx)
+        except asyncio.CancelledError:  # so sagaz's timeout arrives here
+            if scope := current_scope():
+                error = TimeoutError(f"Compensation of step '{self._step_name}' timed out or was cancelled")
+                scope.note_compensation_failed(self._step_name, error)
+            raise
+        except Exception as error:
+            if scope := current_scope():
+                await scope.compensation_failed(self._step_name, error)
+            raise
+
+
+def definition_of(saga: sagaz.Saga) -> SagaDefinition:
+    """What sagaz knows of the saga's steps."""
+    return SagaDefinition(
+        saga_name=saga.saga_name or type(saga).__name__,
+        steps=tuple(
+            StepDefinition(
+                step_name=step.step_id,
+                depends_on=tuple(step.depends_on),
+                compensable=step.compensation_fn is not None,
+                pivot=step.pivot,
+                timeout_seconds=step.timeout_seconds,
+                compensation_timeout_seconds=step.compensation_timeout_seconds,
+            )
+            for step in saga.get_steps()
+        ),
+    )

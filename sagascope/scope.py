@@ -1,0 +1,302 @@
+"""Identity, given once, where the thing happens.
+
+A `SagaScope` is one run of a saga. It mints each event (id, run, sequence, time, duration) and tells every listener of
+it, so that all listeners of one hook see the same `SagaEvent`. The bridge to sagaz opens a scope by itself; any other
+executor wraps its run:
+
+    async with saga_scope("order-17", "order", listeners=[...]) as saga:
+        await saga.started(context)
+        await saga.step_started("pay")
+        await saga.step_completed("pay", result)
+        await saga.completed()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sagascope.events import EventType, SagaEvent, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+
+    from sagascope.definitions import SagaDefinition
+    from sagascope.listener import SagaListener
+
+logger = logging.getLogger(__name__)
+
+_scope: ContextVar[SagaScope | None] = ContextVar("sagascope_scope", default=None)
+_event: ContextVar[SagaEvent | None] = ContextVar("sagascope_event", default=None)
+
+
+class Clock(NamedTuple):
+    """The two clocks of a scope, both in seconds: wall time for timestamps, monotonic time for durations."""
+
+    wall: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+
+class NoSagaScopeError(LookupError):
+    """A hook was called with no run around it that could say which run it belongs to."""
+
+
+def current_scope() -> SagaScope | None:
+    """The innermost run that the caller is part of, its parallel steps' tasks included."""
+    return _scope.get()
+
+
+def told(event_type: EventType, saga_id: str, step_name: str | None = None) -> SagaEvent:
+    """The event that the hook now running is told of, the same one for every listener.
+
+    Raises:
+        NoSagaScopeError: the hook was called by hand, for no event that a scope minted.
+    """
+    event = _event.get()
+    if event is None or (event.event_type, event.saga_id, event.step_name) != (event_type, saga_id, step_name):
+        msg = (
+            f"{event_type} of saga {saga_id!r} was told outside its run, so it has no identity: "
+            "tell it through `async with saga_scope(saga_id, saga_name, listeners=[...])`"
+        )
+        raise NoSagaScopeError(msg)
+    return event
+
+
+@asynccontextmanager
+async def saga_scope(
+    saga_id: str,
+    saga_name: str,
+    *,
+    listeners: Sequence[SagaListener] = (),
+    definition: SagaDefinition | None = None,
+    service: str | None = None,
+    attribute_keys: Collection[str] = (),
+    clock: Clock | None = None,
+) -> AsyncIterator[SagaScope]:
+    """Open a run of a saga; inside another one it names that one as its parent.
+
+    Args:
+        saga_id: Whose run this is; any non-empty string.
+        saga_name: The kind of saga.
+        listeners: Who is told of its events.
+        definition: Its steps, where known: events then say what is compensable or a pivot.
+        service: The reporting service's name.
+        attribute_keys: The context's keys whose values may leave the service, as `attributes` of every event.
+        clock: For tests.
+    """
+    scope = SagaScope(
+        saga_id,
+        saga_name,
+        listeners=listeners,
+        definition=definition,
+        service=service,
+        attribute_keys=attribute_keys,
+        clock=clock or Clock(),
+    )
+    scope.enter()
+    try:
+        yield scope
+    finally:
+        scope.leave()
+
+
+class SagaScope:
+    """One run of one saga. Made by `saga_scope`; the methods are the moments of its life."""
+
+    def __init__(
+        self,
+        saga_id: str,
+        saga_name: str,
+        *,
+        listeners: Sequence[SagaListener],
+        definition: SagaDefinition | None,
+        service: str | None,
+        attribute_keys: Collection[str],
+        clock: Clock,
+    ) -> None:
+        self.saga_id = saga_id
+        self.saga_name = saga_name
+        self.run_id = new_id()
+        self.listeners = listeners
+        self._definition = definition
+        self._definition_id = definition.definition_id if definition else None
+        self._service = service
+        self._attribute_keys = attribute_keys
+        self._attributes: dict[str, str] = {}
+        self._clock = clock
+        self._parent: SagaScope | None = None
+        self._sequence = 0
+        self._began = clock.monotonic()
+        self._step_began: dict[tuple[EventType, str], float] = {}
+        self._attempts: dict[str, int] = {}
+        self._done: dict[str, None] = {}
+        self._undone: set[str] = set()
+        self._not_undone: set[str] = set()
+        self._owed: list[tuple[SagaEvent, BaseException]] = []
+
+    def enter(self) -> None:
+        """Make this the current scope of the running task and of the tasks it starts."""
+        self._parent = _scope.get()
+        _scope.set(self)
+
+    def leave(self) -> None:
+        """Give the place back to the run around this one."""
+        if _scope.get() is self:
+            _scope.set(self._parent)
+
+    async def started(self, context: Mapping[str, Any]) -> None:
+        """The run begins. Of `context` only the keys' names are kept, and the values that the allow-list names."""
+        self._began = self._clock.monotonic()
+        self._attributes = {key: str(context[key]) for key in self._attribute_keys if key in context}
+        keys = tuple(sorted(str(key) for key in context if not str(key).startswith("__")))
+        event = self.mint(EventType.SAGA_STARTED, context_keys=keys)
+        await self._tell(event, "on_saga_started", self.saga_id, self.saga_name, context)
+
+    async def step_started(self, step_name: str) -> None:
+        """An attempt of a step begins."""
+        self._attempts[step_name] = self._attempts.get(step_name, 0) + 1
+        event = self.mint(EventType.STEP_STARTED, step_name)
+        await self._tell(event, "on_step_started", self.saga_id, step_name)
+
+    async def step_completed(self, step_name: str, result: Any = None) -> None:
+        """The step succeeded. `result` goes to in-process hooks, never into an event."""
+        event = self.mint(EventType.STEP_COMPLETED, step_name)
+        await self._tell(event, "on_step_completed", self.saga_id, step_name, result, event.duration_ms)
+
+    async def step_failed(self, step_name: str, error: BaseException) -> None:
+        """This attempt of the step failed."""
+        event = self.mint(EventType.STEP_FAILED, step_name, error=error)
+        await self._tell(event, "on_step_failed", self.saga_id, step_name, error, event.duration_ms)
+
+    async def compensation_started(self, step_name: str) -> None:
+        """Undoing a completed step begins."""
+        event = self.mint(EventType.COMPENSATION_STARTED, step_name)
+        await self._tell(event, "on_compensation_started", self.saga_id, step_name)
+
+    async def compensation_completed(self, step_name: str) -> None:
+        """The step is undone."""
+        event = self.mint(EventType.COMPENSATION_COMPLETED, step_name)
+        await self._tell(event, "on_compensation_completed", self.saga_id, step_name, event.duration_ms)
+
+    async def compensation_failed(self, step_name: str, error: BaseException, *, derived: bool = False) -> None:
+        """Undoing the step failed. `derived`: its end was only noticed now, so its duration is an upper bound."""
+        event = self.mint(EventType.COMPENSATION_FAILED, step_name, error=error, duration_derived=derived)
+        await self._tell(event, "on_compensation_failed", self.saga_id, step_name, error, event.duration_ms)
+
+    def note_compensation_failed(self, step_name: str, error: BaseException) -> None:
+        """The same at a moment that can't await (a cancellation): told before the run's next event."""
+        self._owed.append((self.mint(EventType.COMPENSATION_FAILED, step_name, error=error), error))
+
+    def open_compensations(self) -> list[str]:
+        """Steps whose compensation began and has not ended."""
+        begun = [step_name for kind, step_name in self._step_began if kind is EventType.COMPENSATION_STARTED]
+        return [step_name for step_name in begun if step_name not in self._undone | self._not_undone]
+
+    async def completed(self) -> None:
+        """The run ended well."""
+        event = self.mint(EventType.SAGA_COMPLETED)
+        await self._tell(event, "on_saga_completed", self.saga_id, event.total_duration_ms)
+
+    async def failed(self, error: BaseException) -> None:
+        """The run ended in failure: rolled back where nothing is left that had to be undone, else failed."""
+        if self.left_behind():
+            event = self.mint(EventType.SAGA_FAILED, error=error)
+            await self._tell(event, "on_saga_failed", self.saga_id, error, event.total_duration_ms)
+        else:
+            event = self.mint(EventType.SAGA_ROLLED_BACK, error=error)
+            await self._tell(event, "on_saga_rolled_back", self.saga_id, event.total_duration_ms)
+
+    def left_behind(self) -> list[str]:
+        """Completed steps whose effect stands although it had to be undone, and pivots that completed.
+
+        A step had to be undone if the definition calls it compensable, or if undoing it was begun.
+        """
+        left = []
+        for step_name in self._done:
+            step = self._definition.step(step_name) if self._definition else None
+            begun = (EventType.COMPENSATION_STARTED, step_name) in self._step_began
+            if (begun or (step and (step.compensable or step.pivot))) and step_name not in self._undone:
+                left.append(step_name)
+        return left
+
+    def mint(
+        self,
+        event_type: EventType,
+        step_name: str | None = None,
+        *,
+        error: BaseException | None = None,
+        context_keys: tuple[str, ...] = (),
+        duration_derived: bool = False,
+    ) -> SagaEvent:
+        """The next event of the run, of this very moment. Synchronous, so that order and time are those of the fact."""
+        now = self._clock.monotonic()
+        step = self._definition.step(step_name) if self._definition and step_name else None
+        duration = self._measure(event_type, step_name, now) if step_name else None
+        ended = event_type in (EventType.SAGA_COMPLETED, EventType.SAGA_ROLLED_BACK, EventType.SAGA_FAILED)
+        sequence, self._sequence = self._sequence, self._sequence + 1
+        return SagaEvent(
+            event_id=new_id(),
+            event_type=event_type,
+            saga_id=self.saga_id,
+            saga_name=self.saga_name,
+            run_id=self.run_id,
+            sequence=sequence,
+            timestamp=int(self._clock.wall() * 1000),
+            step_name=step_name,
+            attempt=self._attempts.get(step_name, 1) if step_name else 1,
+            compensable=step.compensable if step else None,
+            pivot=step.pivot if step else None,
+            duration_ms=duration,
+            duration_derived=duration_derived,
+            total_duration_ms=_milliseconds(now - self._began) if ended else None,
+            error_type=type(error).__name__ if error else None,
+            error_message=str(error) if error else None,
+            context_keys=context_keys,
+            attributes=self._attributes,
+            definition_id=self._definition_id,
+            parent_saga_id=self._parent.saga_id if self._parent else None,
+            service=self._service,
+        )
+
+    def _measure(self, event_type: EventType, step_name: str, now: float) -> int | None:
+        """Keep what the end of the run depends on; the duration since the step or the compensation began."""
+        match event_type:
+            case EventType.STEP_STARTED | EventType.COMPENSATION_STARTED:
+                self._step_began[event_type, step_name] = now
+                return None
+            case EventType.STEP_COMPLETED:
+                self._done[step_name] = None
+            case EventType.COMPENSATION_COMPLETED:
+                self._undone.add(step_name)
+            case EventType.COMPENSATION_FAILED:
+                self._not_undone.add(step_name)
+        of_step = event_type in (EventType.STEP_COMPLETED, EventType.STEP_FAILED)
+        start = EventType.STEP_STARTED if of_step else EventType.COMPENSATION_STARTED
+        began = self._step_began.get((start, step_name))
+        return None if began is None else _milliseconds(now - began)
+
+    async def _tell(self, event: SagaEvent, hook: str, *arguments: Any) -> None:
+        """Call the hook on all listeners at once; each sees `event`, and none can hurt another or the saga."""
+        while self._owed:
+            owed, error = self._owed.pop(0)
+            await self._tell(owed, "on_compensation_failed", self.saga_id, owed.step_name, error, owed.duration_ms)
+        token = _event.set(event)
+        try:
+            await asyncio.gather(*(_call(listener, hook, event, arguments) for listener in self.listeners))
+        finally:
+            _event.reset(token)
+
+
+async def _call(listener: SagaListener, hook: str, event: SagaEvent, arguments: tuple[Any, ...]) -> None:
+    try:
+        await getattr(listener, hook)(*arguments)
+    except Exception:
+        logger.exception("%s.%s failed for event %s", type(listener).__name__, hook, event.event_id)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
