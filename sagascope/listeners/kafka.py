@@ -117,7 +117,7 @@ class KafkaListener(EventListener):
         with self._lock:
             under_way = self._accepted - self._sent - self._failed
             self._accepted += len(events)
-            room = max(0, self._buffer_events - under_way)
+            room = min(len(events), max(0, self._buffer_events - under_way))
         for event in events[:room]:
             self._queue.put(event)
         if refused := len(events) - room:

@@ -1,0 +1,1 @@
+"""PyFlink only: one job a file, and the SQL it runs."""

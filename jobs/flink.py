@@ -1,0 +1,107 @@
+"""The TableEnvironment: catalog, checkpoints, restore. The only Flink code that jobs share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from warehouse.catalog import BUSY_TIMEOUT_SECONDS, CATALOG_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from warehouse.settings import Settings
+
+SQL_FOLDER = Path(__file__).parent / "sql"
+LOG_CONFIGURATION = Path(__file__).parent / "log4j2.properties"
+
+
+def prepare_jvm(settings: Settings, heap: str = "1g") -> None:
+    """Set what PyFlink's JVM reads from the environment; before the first PyFlink call of the process.
+
+    Connector jars go on the class path itself, because catalogs don't see `pipeline.jars`.
+
+    Raises:
+        FileNotFoundError: the jars are not there; `make setup` brings them.
+    """
+    jars = settings.jars / "flink"
+    if not any(jars.glob("*.jar")):
+        msg = f"no jars in {jars}: run `make setup`"
+        raise FileNotFoundError(msg)
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    os.environ["HADOOP_CLASSPATH"] = f"{jars}/*"
+    os.environ["FLINK_LOG_DIR"] = str(settings.logs)
+    os.environ["LOG4J_PROPERTIES"] = str(LOG_CONFIGURATION)
+    os.environ["JVM_ARGS"] = f"-Xmx{heap} -XX:MaxMetaspaceSize=512m -Dsagascope.log={flink_log(settings)}"
+
+
+def flink_log(settings: Settings) -> Path:
+    """Where the JVM writes its log."""
+    return settings.logs / "flink.log"
+
+
+def streaming_environment(settings: Settings) -> Any:
+    """A streaming TableEnvironment in this process's mini cluster, resuming from the newest checkpoint there is."""
+    from pyflink.common import Configuration  # noqa: PLC0415 - starts a JVM, which reads what prepare_jvm set
+    from pyflink.table import EnvironmentSettings, TableEnvironment  # noqa: PLC0415
+
+    options = {
+        "parallelism.default": settings.parallelism,
+        "taskmanager.numberOfTaskSlots": settings.parallelism,
+        "rest.port": 0,
+        "rest.bind-port": "0",
+        "execution.checkpointing.interval": f"{settings.checkpoint_interval_ms} ms",
+        "execution.checkpointing.min-pause": f"{settings.checkpoint_interval_ms // 2} ms",
+        "execution.checkpointing.dir": settings.checkpoints.as_uri(),
+        "execution.checkpointing.num-retained": 3,
+        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        "execution.checkpointing.unaligned.enabled": "false",  # Iceberg issue 15846: silent loss
+        "execution.state-recovery.claim-mode": "CLAIM",  # what it resumed from is deleted once it is surpassed
+        "table.local-time-zone": "UTC",
+        "table.exec.source.idle-timeout": f"{settings.idle_timeout_ms} ms",
+        "table.exec.iceberg.use-v2-sink": "true",  # the first version lost rows at the end of bounded runs
+        "table.optimizer.reuse-optimize-block-with-digest-enabled": "true",  # one pass over the topic for all sinks
+    }
+    checkpoint = newest_checkpoint(settings.checkpoints)
+    if checkpoint is not None:
+        options["execution.state-recovery.path"] = checkpoint.as_uri()
+    configuration = Configuration()
+    for key, value in options.items():
+        configuration.set_string(key, str(value))
+    environment = TableEnvironment.create(
+        EnvironmentSettings.new_instance().in_streaming_mode().with_configuration(configuration).build()
+    )
+    environment.execute_sql(
+        f"CREATE CATALOG {CATALOG_NAME} WITH ("
+        "'type' = 'iceberg', 'catalog-impl' = 'org.apache.iceberg.jdbc.JdbcCatalog', 'jdbc.schema-version' = 'V1', "
+        f"'uri' = 'jdbc:sqlite:{settings.catalog_file}?busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}', "
+        f"'warehouse' = '{settings.warehouse_folder.as_uri()}')"
+    )
+    return environment
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The `chk-*` folder that was completed last, of any run of the job; None before the first."""
+    completed = list(folder.glob("*/chk-*/_metadata"))
+    return max(completed, key=lambda path: path.stat().st_mtime_ns).parent if completed else None
+
+
+def statement(name: str, parameters: Mapping[str, object]) -> str:
+    """The SQL of `jobs/sql/<name>.sql` with its ${placeholders} filled in; a quote in a value stays inside its literal.
+
+    Raises:
+        KeyError: a placeholder without a value.
+    """
+    text = (SQL_FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+    return Template(text).substitute({key: str(value).replace("'", "''") for key, value in parameters.items()})
+
+
+def interval(milliseconds: int) -> str:
+    """The text of a SQL literal INTERVAL '…' DAY TO SECOND: a plain SECOND takes two digits only."""
+    seconds, milliseconds = divmod(milliseconds, 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days} {hours:02}:{minutes:02}:{seconds:02}.{milliseconds:03}"

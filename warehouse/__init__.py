@@ -1,0 +1,1 @@
+"""How events are kept and asked for: tables, catalog, DuckDB history, parity."""

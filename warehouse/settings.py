@@ -1,0 +1,99 @@
+"""The application's settings: one typed object, read from the environment by an entry point and passed in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import Meta
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "SAGASCOPE_"
+
+Positive = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[int, Meta(ge=0)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+
+
+class InvalidSettingError(ValueError):
+    """A setting in the environment can't be used: names the variable, its value and what is allowed."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where things are and how the job computes. Each field is read from `SAGASCOPE_<FIELD>`."""
+
+    home: str = ".sagascope"
+    """Folder of all local state: broker data, catalog, tables, checkpoints, logs, jars."""
+    bootstrap_servers: str = ""
+    """The Kafka to use, host:port; empty: the local one that `sagascope up` starts."""
+    topic: Name = "saga-events"
+    """The topic of the events."""
+    partitions: Positive = 2
+    """Partitions of the topic, where Sagascope creates it."""
+    parallelism: Positive = 2
+    """Subtasks of each operator of the job."""
+    window_seconds: Positive = 10
+    """Width of the windows of the statistics."""
+    watermark_delay_ms: NotNegative = 5_000
+    """How far behind the newest event of a partition another may come and still count in the statistics."""
+    idle_timeout_ms: NotNegative = 30_000
+    """After how long without an event a partition no longer holds the windows back."""
+    checkpoint_interval_ms: Positive = 5_000
+    """How often the job commits: the freshness of the tables."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Settings:
+        """The defaults, overridden by variables `SAGASCOPE_…`.
+
+        Raises:
+            InvalidSettingError: a value of the wrong kind, or a variable of that prefix that is no setting.
+        """
+        given = {key.removeprefix(PREFIX).lower(): value for key, value in environ.items() if key.startswith(PREFIX)}
+        if unknown := sorted(set(given) - set(cls.__struct_fields__)):
+            known = ", ".join(PREFIX + name.upper() for name in cls.__struct_fields__)
+            msg = f"{PREFIX}{unknown[0].upper()} is no setting; the settings are {known}"
+            raise InvalidSettingError(msg)
+        for name, value in given.items():
+            try:
+                msgspec.convert({name: value}, cls, strict=False)
+            except msgspec.ValidationError as error:
+                msg = f"{PREFIX}{name.upper()}={value!r}: {str(error).split(' - at ')[0]}"
+                raise InvalidSettingError(msg) from error
+        return msgspec.convert(given, cls, strict=False)
+
+    def environment(self) -> dict[str, str]:
+        """The same settings as variables, for a process that is started."""
+        return {PREFIX + name.upper(): str(getattr(self, name)) for name in self.__struct_fields__}
+
+    @property
+    def root(self) -> Path:
+        """`home`, absolute."""
+        return Path(self.home).resolve()
+
+    @property
+    def catalog_file(self) -> Path:
+        """The SQLite file of the Iceberg catalog."""
+        return self.root / "lake" / "catalog.db"
+
+    @property
+    def warehouse_folder(self) -> Path:
+        """Where the tables' files are."""
+        return self.root / "lake" / "warehouse"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the analytics job's checkpoints are."""
+        return self.root / "checkpoints" / "analytics"
+
+    @property
+    def logs(self) -> Path:
+        """Where each process that Sagascope starts writes its log."""
+        return self.root / "logs"
+
+    @property
+    def jars(self) -> Path:
+        """Where `make` puts the jars: `flink/` and `kafka/`."""
+        return self.root / "jars"

@@ -1,0 +1,150 @@
+"""Every table, once: its columns, its key, how it is partitioned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.transforms import DayTransform, HourTransform, Transform
+from pyiceberg.types import (
+    BooleanType,
+    DoubleType,
+    IcebergType,
+    IntegerType,
+    ListType,
+    LongType,
+    MapType,
+    NestedField,
+    StringType,
+    TimestamptzType,
+)
+
+NAMESPACE = "saga"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. `doc` is what `DESCRIBE` and the Dagster UI show."""
+
+    name: str
+    type: IcebergType
+    doc: str
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the namespace `saga`.
+
+    Attributes:
+        name: Plural noun.
+        doc: What one row is.
+        columns: In order; their Iceberg field ids follow from it, so a new column goes last.
+        key: The columns that identify a row.
+        time_column: The column that it is partitioned by.
+        granularity: The partition's width, UTC.
+    """
+
+    name: str
+    doc: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    time_column: str
+    granularity: Literal["day", "hour"]
+
+    @property
+    def identifier(self) -> tuple[str, str]:
+        """Namespace and name, as PyIceberg takes them."""
+        return NAMESPACE, self.name
+
+    @property
+    def schema(self) -> Schema:
+        """As an Iceberg schema. Nested fields take ids above 1000, clear of any column to come."""
+        return Schema(
+            *(
+                NestedField(number, column.name, column.type, required=column.required, doc=column.doc)
+                for number, column in enumerate(self.columns, start=1)
+            )
+        )
+
+    @property
+    def partition_spec(self) -> PartitionSpec:
+        """By day or hour of the time column."""
+        source = 1 + [column.name for column in self.columns].index(self.time_column)
+        transform: Transform[Any, Any] = DayTransform() if self.granularity == "day" else HourTransform()
+        field = PartitionField(source, 1000, transform, f"{self.time_column}_{self.granularity}")
+        return PartitionSpec(field)
+
+
+_STRING, _LONG, _INT, _DOUBLE, _BOOL, _TIME = (
+    StringType(),
+    LongType(),
+    IntegerType(),
+    DoubleType(),
+    BooleanType(),
+    TimestamptzType(),
+)
+
+EVENTS = Table(
+    name="events",
+    doc="Every event of every saga, one row each; append only.",
+    columns=(
+        Column("event_id", _STRING, "UUIDv7; the event's identity", required=True),
+        Column("event_type", _STRING, "what happened, e.g. step_completed", required=True),
+        Column("saga_id", _STRING, "whose event it is", required=True),
+        Column("saga_name", _STRING, "the kind of saga", required=True),
+        Column("run_id", _STRING, "UUIDv7 of one execution of the saga", required=True),
+        Column("sequence", _LONG, "order within the run, from 0", required=True),
+        Column("timestamp", _TIME, "event time, by the service's clock, whole milliseconds", required=True),
+        Column("step_name", _STRING, "of step and compensation events"),
+        Column("attempt", _INT, "of the step, from 1", required=True),
+        Column("compensable", _BOOL, "the step has a compensation"),
+        Column("pivot", _BOOL, "once this step completed there is no way back"),
+        Column("duration_ms", _LONG, "of the step or compensation, monotonic clock"),
+        Column("duration_derived", _BOOL, "duration_ms is a difference of timestamps, not measured", required=True),
+        Column("total_duration_ms", _LONG, "of the saga, on the event that ends it"),
+        Column("error_type", _STRING, "class of the error"),
+        Column("error_message", _STRING, "its text, cut at 8 KiB"),
+        Column("context_keys", ListType(1001, _STRING, element_required=False), "names of the context's keys"),
+        Column("attributes", MapType(1002, _STRING, 1003, _STRING, value_required=False), "allow-listed values"),
+        Column("definition_id", _STRING, "hash of the saga's definition"),
+        Column("parent_saga_id", _STRING, "the saga inside which this one ran"),
+        Column("trace_id", _STRING, "of the OpenTelemetry trace"),
+        Column("service", _STRING, "who reported it"),
+        Column("schema_version", _INT, "of the record", required=True),
+        Column("source_topic", _STRING, "Kafka topic of the record it came from"),
+        Column("source_partition", _INT, "its partition"),
+        Column("source_offset", _LONG, "its offset"),
+    ),
+    key=("event_id",),
+    time_column="timestamp",
+    granularity="day",
+)
+
+STEP_STATS = Table(
+    name="step_stats",
+    doc="Durations and failures of each step and compensation in each closed window of event time.",
+    columns=(
+        Column("window_start", _TIME, "inclusive", required=True),
+        Column("window_end", _TIME, "exclusive", required=True),
+        Column("saga_name", _STRING, "the kind of saga", required=True),
+        Column("step_name", _STRING, "the step", required=True),
+        Column("phase", _STRING, "step, or compensation: the undoing of it", required=True),
+        Column("completed", _LONG, "how many succeeded", required=True),
+        Column("failed", _LONG, "how many failed or timed out", required=True),
+        Column("failure_rate", _DOUBLE, "failed / (completed + failed)", required=True),
+        Column("avg_ms", _DOUBLE, "mean duration of completed and failed ones"),
+        Column("min_ms", _LONG, "shortest"),
+        Column("max_ms", _LONG, "longest"),
+        Column("p50_ms", _DOUBLE, "median: exact, interpolated"),
+        Column("p95_ms", _DOUBLE, "95th percentile: exact, interpolated; never average it over windows"),
+        Column("p99_ms", _DOUBLE, "99th percentile: exact, interpolated; never average it over windows"),
+    ),
+    key=("window_start", "saga_name", "step_name", "phase"),
+    time_column="window_start",
+    granularity="hour",
+)
+
+TABLES = (EVENTS, STEP_STATS)
