@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from jobs.flink import flink_log, interval, newest_checkpoint, prepare_jvm, statement, streaming_environment
-from warehouse.catalog import ensure_tables, open_catalog
+from warehouse.catalog import open_catalog
 from warehouse.settings import InvalidSettingError, Settings
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run(settings: Settings, *, bounded: bool = False) -> int:
     signal.signal(signal.SIGINT, _request_stop)
     client = None
     try:
-        ensure_tables(open_catalog(settings))
+        open_catalog(settings)  # makes the tables, whose partitioning Flink's DDL can't declare
         _claim_tables(settings)
         prepare_jvm(settings)
         checkpoint = newest_checkpoint(settings.checkpoints)
@@ -143,7 +143,8 @@ def _request_stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _stop_at_end_of_input() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin, whose lock would be held when the interpreter ends
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

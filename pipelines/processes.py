@@ -18,7 +18,9 @@ class ProcessFailedError(RuntimeError):
     """A process ended by itself; the message has the last lines of its log."""
 
 
-def start(command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, so that Ctrl-C reaches only us, with all its output appended to `log`.
 
     Its standard input is a pipe that nobody writes to: a child that watches it notices when this process is gone.
@@ -37,6 +39,8 @@ def start(command: Sequence[str], log: Path, *, environment: Mapping[str, str] |
 
 def alive(pid: int, began: float) -> psutil.Process | None:
     """The process of that pid if it is still the one that began then: pids are used again."""
+    if not pid:
+        return None
     try:
         process = psutil.Process(pid)
         same = abs(process.create_time() - began) < 1.0

@@ -35,6 +35,8 @@ READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
 HEAP = "384m"
 DISK_NEEDED = 1 << 30
+STOPPED = 0
+"""The pid of a broker that `down` has stopped: only its ports are still of use."""
 
 TOPIC_CONFIG = {
     "retention.ms": "-1",  # by bytes, not by time: history is imported with old timestamps, and outages last
@@ -108,7 +110,7 @@ def up(settings: Settings) -> Broker:
         if broker is None or broker.process is None:
             broker = _start(settings, broker)
         _await_ready(settings, broker)
-        _make_topic(settings, broker.bootstrap_servers)
+        make_topic(msgspec.structs.replace(settings, bootstrap_servers=broker.bootstrap_servers))
         return broker
 
 
@@ -117,8 +119,9 @@ def down(settings: Settings) -> bool:
     with _only_one(settings):
         broker = status(settings)
         process = broker.process if broker else None
-        if process is not None:
+        if broker is not None and process is not None:
             processes.stop(process, STOP_SECONDS)
+            _remember(settings, msgspec.structs.replace(broker, pid=STOPPED))
         return process is not None
 
 
@@ -142,17 +145,18 @@ def bootstrap_servers(settings: Settings) -> str:
     if broker is None:
         msg = "no Kafka: start the local one with `sagascope up`, or set SAGASCOPE_BOOTSTRAP_SERVERS=host:port"
         raise StackError(msg)
-    if broker.process is None:
-        msg = f"the local Kafka is not running: `sagascope up` starts it. {_log_says(settings)}"
-        raise StackError(msg)
+    if report := crash_report(settings):
+        raise StackError(report)
     return broker.bootstrap_servers
 
 
 def crash_report(settings: Settings) -> str | None:
-    """What to tell when the broker has ended; None while it runs."""
+    """What to tell of a broker that does not run; None while it does, and before the first."""
     broker = status(settings)
     if broker is None or broker.process is not None:
         return None
+    if broker.pid == STOPPED:
+        return "the Kafka broker was stopped: `sagascope up` starts it"
     return f"the Kafka broker (pid {broker.pid}) has ended. {_log_says(settings)}"
 
 
@@ -164,7 +168,9 @@ def _start(settings: Settings, last: Broker | None) -> Broker:
         raise StackError(msg)
     folder.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder).free) < DISK_NEEDED:
-        msg = f"{free / 2**20:,.0f} MiB free for {folder}, 1024 needed: free some, or set SAGASCOPE_HOME to another disk"
+        msg = (
+            f"{free / 2**20:,.0f} MiB free for {folder}, 1024 needed: free some, or set SAGASCOPE_HOME to another disk"
+        )
         raise StackError(msg)
     port, controller_port = _ports((last.port, last.controller_port) if last else (0, 0))
     config, logging = folder / "server.properties", folder / "log4j2.properties"
@@ -182,7 +188,7 @@ def _start(settings: Settings, last: Broker | None) -> Broker:
     log.unlink(missing_ok=True)
     child = processes.start([*options, "kafka.Kafka", str(config)], log)
     broker = Broker(child.pid, psutil.Process(child.pid).create_time(), port, controller_port)
-    _state_file(settings).write_bytes(msgspec.json.encode(broker))
+    _remember(settings, broker)
     return broker
 
 
@@ -205,8 +211,9 @@ def _await_ready(settings: Settings, broker: Broker) -> None:
     raise StackError(msg)
 
 
-def _make_topic(settings: Settings, servers: str) -> None:
-    with _admin(servers) as admin:
+def make_topic(settings: Settings) -> None:
+    """Make the topic at the Kafka of the settings, unless it exists."""
+    with _admin(settings.bootstrap_servers) as admin:
         if settings.topic in admin.list_topics():
             return
         topic = NewTopic(settings.topic, settings.partitions, 1, topic_configs=TOPIC_CONFIG)
@@ -260,6 +267,10 @@ def _ports(wanted: tuple[int, int]) -> tuple[int, int]:
             except OSError:
                 endpoint.bind(("127.0.0.1", 0))
         return one.getsockname()[1], two.getsockname()[1]
+
+
+def _remember(settings: Settings, broker: Broker) -> None:
+    _state_file(settings).write_bytes(msgspec.json.encode(broker))
 
 
 def _state_file(settings: Settings) -> Path:

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import sagaz
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pipelines.workload_sagas import SAGAS, Fate, ModelledError, Plan, SagaModel, StepModel, draw_plan
@@ -43,6 +44,7 @@ _ENDS = {
     EventType.SAGA_FAILED: "failed",
 }
 _LATE_SECONDS = 0.5
+"""A saga that starts so long after it was due is in time still: timers and busy machines jitter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,14 +288,19 @@ def _quiet_log() -> Iterator[None]:
 
 
 class _Counter(EventListener):
-    """Counts the events by saga_name and type."""
+    """Counts the events by saga_name and type, and knows which sagas have not ended."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, EventType]] = Counter()
+        self.unended: set[str] = set()
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
         for event in events:
             self.counts[event.saga_name, event.event_type] += 1
+            if event.event_type is EventType.SAGA_STARTED:
+                self.unended.add(event.saga_id)
+            elif event.event_type in _ENDS:
+                self.unended.discard(event.saga_id)
 
 
 class _Run:
@@ -320,9 +327,10 @@ class _Run:
         self._stop = stop
         self._prefix = prefix
         self._settings = settings
+        self._classes = {model.name: saga_class(model) for model in settings.models}
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
-        self._running: dict[asyncio.Task[None], str] = {}
+        self._running: dict[asyncio.Task[None], Plan] = {}
         self._started = 0
         self._waited = 0
         self._latest = 0.0
@@ -346,7 +354,8 @@ class _Run:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, watch, return_exceptions=True)
-            self._cancelled.update(name for task, name in left.items() if task.cancelled())
+            # not by task.cancelled(): a saga may have told its end just before
+            self._cancelled.update(plan.model.name for plan in left.values() if plan.saga_id in self._counter.unended)
         if self._fault:
             raise self._fault
         return self.report()
@@ -367,7 +376,7 @@ class _Run:
                         started=counts[model.name, EventType.SAGA_STARTED],
                         cancelled=self._cancelled[model.name],
                         events=sum(counts[model.name, kind] for kind in EventType),
-                        **{field: counts[model.name, kind] for kind, field in _ENDS.items()},
+                        **{end: counts[model.name, kind] for kind, end in _ENDS.items()},
                     )
                     for model in self._settings.models
                 }
@@ -387,22 +396,23 @@ class _Run:
         self._place.set()
 
     async def _start_sagas(self) -> None:
-        """Start each saga when it is due; a second late is in time still, so that jitter drops none at the end."""
+        """Start each saga when it is due, those due before the end also a little after it: jitter drops none."""
         end = math.inf if self._seconds is None else self._seconds
+        last_call = end + _LATE_SECONDS
         due = _arrivals(self._rate, self._seed, self._settings.arrivals)
         number, moment = 0, next(due)
-        while moment < end and await self._sleep_until(moment) and await self._find_place(end + 1.0):
+        while moment < end and await self._sleep_until(moment) and await self._find_place(last_call):
             now = self._clock() - self._began
-            if now > end + 1.0:
+            if now > last_call:
                 break
             self._latest = max(self._latest, now - moment)
             self._start(draw_plan(self._seed, number, models=self._settings.models, prefix=self._prefix))
             number, moment = number + 1, next(due)
         if end < math.inf:
             await self._sleep_until(end)
-        self._starting_took = took = min(self._clock() - self._began, end)
+        self._starting_took = took = self._clock() - self._began
         # what became due just before a stop was not missed, only stopped
-        deadline = end if took == end else took - _LATE_SECONDS
+        deadline = end if took >= end else took - _LATE_SECONDS
         while moment < deadline:
             self._missed, moment = self._missed + 1, next(due)
 
@@ -433,10 +443,10 @@ class _Run:
         return not self._halted.is_set()
 
     def _start(self, plan: Plan) -> None:
-        saga = saga_class(plan.model)(plan, self._scale_time, self._listeners)
+        saga = self._classes[plan.model.name](plan, self._scale_time, self._listeners)
         task = asyncio.create_task(_live(saga, plan), name=plan.saga_id)
         self._started += 1
-        self._running[task] = plan.model.name
+        self._running[task] = plan
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -554,47 +564,55 @@ def _truth(model: SagaModel, step: StepModel, scale_time: float) -> StepTruth:
 
 
 def print_truth(console: Console, truth: Truth, scale_time: float) -> None:
-    """Print what statistics must find in a workload at that scale, for `--describe`."""
-    slow, flaky = truth.slow, truth.flaky
-    table = Table(
-        title=f"The workload as modelled; its time passes {scale_time:g} times faster",
-        caption="(pivot): no way back once completed. Steps start when all that they come after have completed.",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("Step", no_wrap=True)
-    table.add_column("After")
+    """Print what statistics must find in a workload at that scale, for `--describe`; fits into 80 columns."""
+    rows = truth.describe(scale_time)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("Step, after its level", no_wrap=True)
     for heading in ("Fails", "p50 ms", "p95 ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("Undone by", no_wrap=True)
-    table.add_column("Undo fails", justify="right")
-    rows = truth.describe(scale_time)
+    table.add_column("Fails", justify="right", no_wrap=True)
     for model in truth.models:
-        share = f"{truth.shares[model.name]:.0%} of all"
-        table.add_row(f"[bold]{model.name}[/]", share, f"{model.failure_rate:.1%}")
+        share = f"{truth.shares[model.name]:.0%} of all sagas"
+        table.add_row(f"[bold]{model.name}[/]", _percent(model.failure_rate), "", "", share)
+        levels: dict[str, int] = {}
         for row in rows:
             if row.saga_name == model.name:
-                table.add_row(*_cells(row, slow=slow, flaky=flaky))
+                levels[row.step_name] = 1 + max((levels[name] for name in row.after), default=0)
+                table.add_row(f"  {levels[row.step_name]} {row.step_name}", *_cells(row, truth))
         table.add_section()
     console.print(table)
-    console.print(f"slow   {slow.saga_name}.{slow.step_name}")
-    console.print(f"flaky  {flaky.saga_name}.{flaky.step_name}")
-
-
-def _cells(row: StepTruth, *, slow: StepTruth, flaky: StepTruth) -> Iterator[str]:
-    this = (row.saga_name, row.step_name)
-    yield f"  {row.step_name}" + (" (pivot)" if row.pivot else "")
-    yield ", ".join(row.after)
-    yield f"[bold red]flaky {row.failure_rate:.1%}[/]" if this == (flaky.saga_name, flaky.step_name) else _rate(row)
-    yield (
-        f"[bold red]slow {row.median_ms:,.0f}[/]"
-        if this == (slow.saga_name, slow.step_name)
-        else f"{row.median_ms:,.0f}"
+    console.print(
+        f"Modelled durations pass {scale_time:g} times faster. Steps of one level run at once.\n"
+        "A step's rate is of the times it is run; a saga fails when any of its steps does.",
+        highlight=False,
     )
+    slow, flaky = truth.slow, truth.flaky
+    slowest = sorted(row.median_ms for row in rows)[-2:]
+    flakiest = sorted(row.failure_rate for row in rows)[-2:]
+    console.print(
+        f"Slow:  {slow.saga_name}.{slow.step_name}, p50 {slowest[-1]:,.0f} ms; the next {slowest[0]:,.0f} ms."
+    )
+    console.print(
+        f"Flaky: {flaky.saga_name}.{flaky.step_name}, {flakiest[-1]:.1%} fail; the next {flakiest[0]:.1%}.",
+        highlight=False,
+    )
+
+
+def _cells(row: StepTruth, truth: Truth) -> Iterator[str]:
+    this = (row.saga_name, row.step_name)
+    is_flaky = this == (truth.flaky.saga_name, truth.flaky.step_name)
+    is_slow = this == (truth.slow.saga_name, truth.slow.step_name)
+    yield _marked(_percent(row.failure_rate), marked=is_flaky)
+    yield _marked(f"{row.median_ms:,.0f}", marked=is_slow)
     yield f"{row.p95_ms:,.0f}"
-    yield row.compensation or "-"
-    yield f"{row.compensation_failure_rate:.1%}" if row.compensation_failure_rate else "-"
+    yield "pivot: no way back" if row.pivot else row.compensation or ""
+    yield _percent(row.compensation_failure_rate)
 
 
-def _rate(row: StepTruth) -> str:
-    return f"{row.failure_rate:.1%}" if row.failure_rate else "-"
+def _marked(text: str, *, marked: bool) -> str:
+    return f"[bold red]{text}[/]" if marked else text
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:.1%}" if rate else "-"

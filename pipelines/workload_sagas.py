@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from functools import cache
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -541,7 +540,7 @@ def draw_plan(seed: int, number: int, *, models: tuple[SagaModel, ...] = SAGAS, 
     Its id is `<prefix><saga_name>-<seed>-<number>`, the number with at least six digits.
     """
     rng = random.Random(f"{seed}:{number}")  # noqa: S311 - a model of the world, no secret
-    model = rng.choices(models, cum_weights=cumulative_weights(models))[0]
+    model = rng.choices(models, [model.weight for model in models])[0]
     ref = f"{rng.randrange(10_000):04d}"
     steps = {step.name: _fate(step, ref, rng) for step in model.steps}
     compensations = {
@@ -554,13 +553,6 @@ def draw_plan(seed: int, number: int, *, models: tuple[SagaModel, ...] = SAGAS, 
         "region": rng.choice(REGIONS),
     }
     return Plan(f"{prefix}{model.name}-{seed}-{number:06d}", model, context, steps, compensations)
-
-
-@cache
-def cumulative_weights(models: tuple[SagaModel, ...]) -> tuple[float, ...]:
-    """The models' shares of the mix, each with those before it: the last is 1."""
-    total = math.fsum(model.weight for model in models)
-    return tuple(math.fsum(m.weight for m in models[: i + 1]) / total for i in range(len(models)))
 
 
 def _fate(step: StepModel, ref: str, rng: random.Random) -> Fate:

@@ -131,7 +131,7 @@ def encode(event: SagaEvent) -> bytes:
     try:
         return _encoder.encode(event)
     except UnicodeEncodeError:
-        return _encoder.encode(_without_surrogates(msgspec.to_builtins(event)))
+        return _encoder.encode(_without_surrogates(msgspec.to_builtins(event, enc_hook=_plain)))
 
 
 def decode(value: bytes) -> SagaEvent:
@@ -145,11 +145,20 @@ def decode(value: bytes) -> SagaEvent:
     except msgspec.ValidationError as error:
         raise _explained(value, error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidEventError("record", value, f"one JSON object in UTF-8 ({error})") from error
+        raise InvalidEventError("record", value, f"{_RECORD} ({error})") from error
 
 
-_encoder = msgspec.json.Encoder()
+def _plain(value: object) -> str:
+    """A subclass of str as str: msgspec writes none, and XML parsers and template engines make them."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise NotImplementedError
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_plain)
 _decoder = msgspec.json.Decoder(SagaEvent)
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RECORD = "one JSON object in UTF-8"
 _REQUIRED = "required in every event"
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
@@ -163,11 +172,17 @@ def _explained(value: bytes, error: msgspec.ValidationError) -> InvalidEventErro
     what, path = (match["what"], match["path"] or "") if match else (str(error), "")
     if missing := _MISSING.search(what):
         return InvalidEventError(missing["field"], None, _REQUIRED)
-    record = msgspec.json.decode(value)
+    try:
+        raw = _fields_decoder.decode(value)
+    except (ValueError, RecursionError) as broken:  # no object, or broken behind the first thing that was wrong
+        return InvalidEventError("record", value, f"{_RECORD} ({broken})")
     field = re.split(r"[.\[]", path, maxsplit=1)[0]
-    if not field:
-        return InvalidEventError("record", record, what)
-    got = record.get(field) if isinstance(record, dict) else record
+    if field not in raw:
+        return InvalidEventError("record", value, what)
+    try:
+        got = msgspec.json.decode(raw[field])
+    except (ValueError, RecursionError):  # too large a number, too deep a list
+        got = bytes(raw[field])
     if field == "event_type":
         what = "one of " + ", ".join(EventType)
     return InvalidEventError(field, got, what)
@@ -182,7 +197,10 @@ def _cut(message: str) -> str:
 
 
 def _shown(value: object, limit: int = 120) -> str:
-    text = "nothing" if value is None else repr(value)
+    try:
+        text = "nothing" if value is None else repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of too many digits
+        text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
 
 

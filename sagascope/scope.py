@@ -128,32 +128,39 @@ class SagaScope:
         self._attribute_keys = attribute_keys
         self._attributes: dict[str, str] = {}
         self._clock = clock
-        self._parent: SagaScope | None = None
+        self.parent: SagaScope | None = None
+        self.steps_leave: asyncio.Task[Any] | None = None
+        """The task whose runs do all steps in other tasks: a run that begins in this one is no part of this run, which
+        was cancelled, and nobody told."""
+        self._outer: SagaScope | None = None
         self._sequence = 0
+        self._first: SagaEvent | None = None
         self._began = clock.monotonic()
         self._step_began: dict[tuple[EventType, str], float] = {}
         self._attempts: dict[str, int] = {}
         self._done: dict[str, None] = {}
         self._undone: set[str] = set()
         self._not_undone: set[str] = set()
-        self._owed: list[tuple[SagaEvent, BaseException]] = []
+        self._telling: set[asyncio.Task[None]] = set()
 
     def enter(self) -> None:
         """Make this the current scope of the running task and of the tasks it starts."""
-        self._parent = _scope.get()
+        around = self.parent = self._outer = _scope.get()
+        if around is not None and around.steps_leave is not None and around.steps_leave is asyncio.current_task():
+            self.parent = around._outer = around.parent  # noqa: SLF001 - its own class; cut, so that no chain grows
         _scope.set(self)
 
     def leave(self) -> None:
         """Give the place back to the run around this one."""
         if _scope.get() is self:
-            _scope.set(self._parent)
+            _scope.set(self._outer)
 
     async def started(self, context: Mapping[str, Any]) -> None:
         """The run begins. Of `context` only the keys' names are kept, and the values that the allow-list names."""
         self._began = self._clock.monotonic()
-        self._attributes = {key: str(context[key]) for key in self._attribute_keys if key in context}
-        keys = tuple(sorted(str(key) for key in context if not str(key).startswith("__")))
-        event = self.mint(EventType.SAGA_STARTED, context_keys=keys)
+        self._attributes = {key: _text(context[key]) for key in self._attribute_keys if key in context}
+        keys = tuple(sorted(key for key in map(_text, context) if not key.startswith("__")))
+        self._first = event = self.mint(EventType.SAGA_STARTED, context_keys=keys)
         await self._tell(event, "on_saga_started", self.saga_id, self.saga_name, context)
 
     async def step_started(self, step_name: str) -> None:
@@ -161,6 +168,7 @@ class SagaScope:
         self._attempts[step_name] = self._attempts.get(step_name, 0) + 1
         event = self.mint(EventType.STEP_STARTED, step_name)
         await self._tell(event, "on_step_started", self.saga_id, step_name)
+        self._step_began[EventType.STEP_STARTED, step_name] = self._clock.monotonic()  # the listeners' time is not its
 
     async def step_completed(self, step_name: str, result: Any = None) -> None:
         """The step succeeded. `result` goes to in-process hooks, never into an event."""
@@ -176,6 +184,7 @@ class SagaScope:
         """Undoing a completed step begins."""
         event = self.mint(EventType.COMPENSATION_STARTED, step_name)
         await self._tell(event, "on_compensation_started", self.saga_id, step_name)
+        self._step_began[EventType.COMPENSATION_STARTED, step_name] = self._clock.monotonic()
 
     async def compensation_completed(self, step_name: str) -> None:
         """The step is undone."""
@@ -188,8 +197,12 @@ class SagaScope:
         await self._tell(event, "on_compensation_failed", self.saga_id, step_name, error, event.duration_ms)
 
     def note_compensation_failed(self, step_name: str, error: BaseException) -> None:
-        """The same at a moment that can't await (a cancellation): told before the run's next event."""
-        self._owed.append((self.mint(EventType.COMPENSATION_FAILED, step_name, error=error), error))
+        """The same where a wait could be cut short (a timeout runs): told by a task of its own, before the next event."""
+        event = self.mint(EventType.COMPENSATION_FAILED, step_name, error=error)
+        arguments = (self.saga_id, step_name, error, event.duration_ms)
+        task = asyncio.create_task(_deliver(self.listeners, "on_compensation_failed", event, arguments))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
 
     def open_compensations(self) -> list[str]:
         """Steps whose compensation began and has not ended."""
@@ -253,12 +266,12 @@ class SagaScope:
             duration_ms=duration,
             duration_derived=duration_derived,
             total_duration_ms=_milliseconds(now - self._began) if ended else None,
-            error_type=type(error).__name__ if error else None,
-            error_message=str(error) if error else None,
+            error_type=type(error).__name__ if error is not None else None,
+            error_message=_text(error) if error is not None else None,
             context_keys=context_keys,
             attributes=self._attributes,
             definition_id=self._definition_id,
-            parent_saga_id=self._parent.saga_id if self._parent else None,
+            parent_saga_id=self.parent.saga_id if self.parent else None,
             service=self._service,
         )
 
@@ -270,6 +283,7 @@ class SagaScope:
                 return None
             case EventType.STEP_COMPLETED:
                 self._done[step_name] = None
+                self._undone.discard(step_name)  # done again after it was undone
             case EventType.COMPENSATION_COMPLETED:
                 self._undone.add(step_name)
             case EventType.COMPENSATION_FAILED:
@@ -280,22 +294,35 @@ class SagaScope:
         return None if began is None else _milliseconds(now - began)
 
     async def _tell(self, event: SagaEvent, hook: str, *arguments: Any) -> None:
-        """Call the hook on all listeners at once; each sees `event`, and none can hurt another or the saga."""
-        while self._owed:
-            owed, error = self._owed.pop(0)
-            await self._tell(owed, "on_compensation_failed", self.saga_id, owed.step_name, error, owed.duration_ms)
-        token = _event.set(event)
-        try:
-            await asyncio.gather(*(_call(listener, hook, event, arguments) for listener in self.listeners))
-        finally:
-            _event.reset(token)
+        """Tell all listeners, after those that are still being told of something before."""
+        if self._telling:
+            await asyncio.wait(self._telling)
+        await _deliver(self.listeners, hook, event, arguments)
 
 
-async def _call(listener: SagaListener, hook: str, event: SagaEvent, arguments: tuple[Any, ...]) -> None:
+async def _deliver(listeners: Sequence[SagaListener], hook: str, event: SagaEvent, arguments: tuple[Any, ...]) -> None:
+    """Call the hook on all listeners at once; each sees `event`, and none can hurt another or the saga."""
+    token = _event.set(event)
     try:
-        await getattr(listener, hook)(*arguments)
-    except Exception:
-        logger.exception("%s.%s failed for event %s", type(listener).__name__, hook, event.event_id)
+        told_now = tuple(listeners)  # one may be added meanwhile
+        called = (_call(listener, hook, arguments) for listener in told_now)
+        for listener, error in zip(told_now, await asyncio.gather(*called, return_exceptions=True), strict=True):
+            if error is not None:  # a listener's own CancelledError too, which would otherwise cancel the step
+                logger.error("%s.%s failed for event %s", type(listener).__name__, hook, event.event_id, exc_info=error)
+    finally:
+        _event.reset(token)
+
+
+async def _call(listener: SagaListener, hook: str, arguments: tuple[Any, ...]) -> None:
+    await getattr(listener, hook)(*arguments)
+
+
+def _text(value: object) -> str:
+    """str(value), or what stands for it where a class of the service fails to say."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - not ours, and no reason to lose an event or stop a saga
+        return f"<{type(value).__name__} without a text>"
 
 
 def _milliseconds(seconds: float) -> int:

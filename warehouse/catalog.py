@@ -5,6 +5,7 @@ Flink's DDL can't declare partition transforms, so tables are made here and Flin
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
 
     from warehouse.settings import Settings
+    from warehouse.tables import Table
 
 CATALOG_NAME = "lake"
 BUSY_TIMEOUT_SECONDS = 30
@@ -37,28 +39,33 @@ TABLE_PROPERTIES = {
 
 
 def open_catalog(settings: Settings) -> Catalog:
-    """The catalog, made if absent; safe beside other openers (WAL, busy timeout).
+    """The catalog with all tables of this version in it; made if absent, and safe beside other openers.
 
     Raises:
         OSError: its folder can't be written.
         sqlite3.OperationalError: its file is no database, or stays locked.
     """
-    settings.catalog_file.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(settings.catalog_file, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")  # kept in the file
-    return SqlCatalog(
-        CATALOG_NAME,
-        uri=f"sqlite:///{settings.catalog_file}?timeout={BUSY_TIMEOUT_SECONDS}",
-        warehouse=settings.warehouse_folder.as_uri(),
-    )
+    folder = settings.catalog_file.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "making.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two that make the same table at once: PyIceberg lets one of them fail
+        with closing(sqlite3.connect(settings.catalog_file, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")  # kept in the file
+        catalog = SqlCatalog(
+            CATALOG_NAME,
+            uri=f"sqlite:///{settings.catalog_file}?timeout={BUSY_TIMEOUT_SECONDS}",
+            warehouse=settings.warehouse_folder.as_uri(),
+        )
+        _ensure_tables(catalog)
+        return catalog
 
 
-def ensure_tables(catalog: Catalog) -> None:
+def _ensure_tables(catalog: Catalog) -> None:
     """Make the namespace and the tables that are absent, and add columns that a newer version has."""
     catalog.create_namespace_if_not_exists(NAMESPACE)
     for table in TABLES:
         if not catalog.table_exists(table.identifier):
-            catalog.create_table_if_not_exists(
+            catalog.create_table(
                 table.identifier,
                 table.schema,
                 partition_spec=table.partition_spec,
@@ -69,3 +76,11 @@ def ensure_tables(catalog: Catalog) -> None:
         if set(table.schema.column_names) - set(stored.schema().column_names):
             with stored.update_schema() as update:
                 update.union_by_name(table.schema)
+
+
+def row_count(catalog: Catalog, table: Table) -> int:
+    """Rows of the table's newest snapshot, by its summary: no file is read."""
+    snapshot = catalog.load_table(table.identifier).current_snapshot()
+    if snapshot is None or snapshot.summary is None:
+        return 0
+    return int(snapshot.summary["total-records"] or 0)

@@ -15,7 +15,7 @@ from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 from pyiceberg.expressions.parser import parse
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
-from warehouse.catalog import ensure_tables, open_catalog
+from warehouse.catalog import open_catalog
 from warehouse.tables import TABLES, Table
 
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ def open(  # noqa: A001 - read as history.open
     if since and until and since > until:
         msg = f"since={since.isoformat()} is after until={until.isoformat()}"
         raise ValueError(msg)
-    if catalog is None:
-        catalog = open_catalog(settings)
-        ensure_tables(catalog)
+    catalog = catalog or open_catalog(settings)
     connection = duckdb.connect(":memory:")
     try:
         connection.execute("SET TimeZone = 'UTC'")
@@ -106,20 +104,23 @@ def _create_view(
     stored = catalog.load_table(table.identifier)
     scan = stored.scan(row_filter=_between(table.time_column, since, until))
     files = [unquote(urlsplit(task.file.file_path).path) for task in scan.plan_files()]
-    columns = ", ".join(f'"{field.name}"' for field in stored.schema().fields)
+    connection.register(f"no_{table.name}", schema_to_pyarrow(stored.schema()).empty_table())
+    source = f"no_{table.name}"
     if files:
-        paths = ", ".join(_quoted(path) for path in files)
-        source = f"read_parquet([{paths}], union_by_name = true, hive_partitioning = false)"
-    else:
-        connection.register(f"no_{table.name}", schema_to_pyarrow(stored.schema()).empty_table())
-        source = f"no_{table.name}"
+        # By field id, as Iceberg has it: a file from before a column was added answers NULL, and no footer is opened.
+        types = dict(connection.sql(f"SELECT column_name, column_type FROM (DESCRIBE {source})").fetchall())  # noqa: S608
+        columns = ", ".join(
+            f"{field.field_id}: {{name: {_quoted(field.name)}, type: {_quoted(types[field.name])}, default_value: NULL}}"
+            for field in stored.schema().fields
+        )
+        source = f"read_parquet([{', '.join(map(_quoted, files))}], schema = MAP {{{columns}}})"
     bounds = [
         f'"{table.time_column}" {sign} TIMESTAMPTZ {_quoted(moment.isoformat())}'
         for sign, moment in ((">=", since), ("<", until))
         if moment is not None
     ]
     where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
-    connection.execute(f'CREATE VIEW "{table.name}" AS SELECT {columns} FROM {source}{where}')  # noqa: S608 - ours
+    connection.execute(f'CREATE VIEW "{table.name}" AS SELECT * FROM {source}{where}')  # noqa: S608 - ours
 
 
 def _between(column: str, since: datetime | None, until: datetime | None) -> BooleanExpression:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "SAGASCOPE_"
+CHECKOUT = Path(__file__).resolve().parent.parent
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
@@ -25,7 +26,7 @@ class InvalidSettingError(ValueError):
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where things are and how the job computes. Each field is read from `SAGASCOPE_<FIELD>`."""
 
-    home: str = ".sagascope"
+    home: str = str(CHECKOUT / ".sagascope")
     """Folder of all local state: broker data, catalog, tables, checkpoints, logs, jars."""
     bootstrap_servers: str = ""
     """The Kafka to use, host:port; empty: the local one that `sagascope up` starts."""

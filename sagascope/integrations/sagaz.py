@@ -42,33 +42,37 @@ class _Hooks(sagaz.SagaListener):  # type: ignore[misc] # sagaz's annotations do
     def __init__(self, listeners: Iterable[SagaListener]) -> None:
         self.listeners = list(listeners)
 
+    def _run(self, *, ending: bool = False) -> SagaScope | None:
+        """The run that a hook now called is about."""
+        return current_scope()
+
     async def on_step_enter(self, saga_name: str, step_name: str, ctx: dict[str, Any]) -> None:
-        if scope := current_scope():
+        if scope := self._run():
             await scope.step_started(step_name)
 
     async def on_step_success(self, saga_name: str, step_name: str, ctx: dict[str, Any], result: Any) -> None:
-        if scope := current_scope():
+        if scope := self._run():
             await scope.step_completed(step_name, result)
 
     async def on_step_failure(self, saga_name: str, step_name: str, ctx: dict[str, Any], error: Exception) -> None:
-        if scope := current_scope():
+        if scope := self._run():
             await scope.step_failed(step_name, error)
 
     async def on_compensation_start(self, saga_name: str, step_name: str, ctx: dict[str, Any]) -> None:
-        if scope := current_scope():
+        if scope := self._run():
             await scope.compensation_started(step_name)
 
     async def on_compensation_complete(self, saga_name: str, step_name: str, ctx: dict[str, Any]) -> None:
-        if scope := current_scope():
+        if scope := self._run():
             await scope.compensation_completed(step_name)
 
     async def on_saga_complete(self, saga_name: str, saga_id: str, ctx: dict[str, Any]) -> None:
-        if scope := current_scope():
+        if scope := self._run(ending=True):
             await scope.completed()
             scope.leave()
 
     async def on_saga_failed(self, saga_name: str, saga_id: str, ctx: dict[str, Any], error: Exception) -> None:
-        scope = current_scope()
+        scope = self._run(ending=True)
         if scope is None:
             return
         for step_name in scope.open_compensations():
@@ -101,8 +105,12 @@ class SagazBridge(_Hooks):
         self._attribute_keys = attribute_keys
 
     async def on_saga_start(self, saga_name: str, saga_id: str, ctx: dict[str, Any]) -> None:
-        scope = SagaScope(
-            saga_id,
+        run = current_scope()
+        if isinstance(run, _BridgedRun) and run.is_also(self, saga_name, str(saga_id)):
+            await run.join(self.listeners, ctx)
+            return
+        run = _BridgedRun(
+            str(saga_id),
             saga_name,
             listeners=self.listeners,
             definition=self._definitions.get(saga_name),
@@ -110,8 +118,34 @@ class SagazBridge(_Hooks):
             attribute_keys=self._attribute_keys,
             clock=Clock(),
         )
-        scope.enter()  # in the task that runs the saga, so that its steps' tasks inherit it
-        await scope.started(ctx)
+        run.bridge, run.steps_leave = self, asyncio.current_task()
+        run.enter()  # in the task that runs the saga, so that its steps' tasks inherit it
+        await run.started(ctx)
+
+    def _run(self, *, ending: bool = False) -> SagaScope | None:
+        run = current_scope()
+        if not isinstance(run, _BridgedRun) or run.bridge is not self:
+            return None
+        return None if ending and run.steps_leave is not asyncio.current_task() else run
+
+
+class _BridgedRun(SagaScope):
+    """A run that a bridge opened. sagaz runs steps in tasks of their own, and tells no hook that a run was cancelled."""
+
+    bridge: SagazBridge
+
+    def is_also(self, bridge: SagazBridge, saga_name: str, saga_id: str) -> bool:
+        """Whether a saga that starts now, as another bridge hears, is this run."""
+        same = (self.saga_name, self.saga_id, self.steps_leave) == (saga_name, saga_id, asyncio.current_task())
+        return same and self.bridge is not bridge and self._sequence == 1
+
+    async def join(self, listeners: Iterable[SagaListener], context: dict[str, Any]) -> None:
+        """Tell these listeners too, from the start on: one run has one identity, however many bridges it has."""
+        new = [listener for listener in listeners if not any(listener is known for known in self.listeners)]
+        told, self.listeners = self.listeners, new
+        if self._first is not None:
+            await self._tell(self._first, "on_saga_started", self.saga_id, self.saga_name, context)
+        self.listeners = [*told, *new]
 
 
 class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not hold
@@ -143,9 +177,11 @@ class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not
             TypeError: it is neither a sagascope nor a sagaz listener.
         """
         if isinstance(listener, _Hooks):  # a bridge installed for all sagas: its listeners, but one identity
-            self._hooks.listeners.extend(listener.listeners)
+            for inner in listener.listeners:
+                self.add_listener(inner)
         elif isinstance(listener, SagaListener):
-            self._hooks.listeners.append(listener)
+            if not any(listener is known for known in self._hooks.listeners):  # by a bridge and by hand, say
+                self._hooks.listeners.append(listener)
         elif isinstance(listener, sagaz.SagaListener):
             self._instance_listeners.append(listener)
         else:
@@ -154,21 +190,21 @@ class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not
 
     async def run(self, initial_context: dict[str, Any], saga_id: str | None = None) -> dict[str, Any]:
         """Run the saga in a scope of its own; returns and raises what sagaz's `run` does."""
-        saga_id = str(saga_id or initial_context.get("saga_id") or uuid.uuid4())
+        given: Any = saga_id or initial_context.get("saga_id") or str(uuid.uuid4())
         definition = definition_of(self)
         for step in self._steps:
             if step.compensation_fn and not isinstance(step.compensation_fn, _WatchedCompensation):
                 step.compensation_fn = _WatchedCompensation(step.step_id, step.compensation_fn)
         async with saga_scope(
-            saga_id,
+            str(given),
             definition.saga_name,
             listeners=self._hooks.listeners,
             definition=definition,
             service=self.service,
             attribute_keys=self.attribute_keys,
         ) as scope:
-            await scope.started(initial_context | {"saga_id": saga_id})
-            result: dict[str, Any] = await super().run(initial_context, saga_id)
+            await scope.started(initial_context | {"saga_id": given})
+            result: dict[str, Any] = await super().run(initial_context, given)
             return result
 
 
@@ -183,14 +219,15 @@ class _WatchedCompensation:
         try:
             await self._compensation(ctx)
         except asyncio.CancelledError:  # so sagaz's timeout arrives here
-            if scope := current_scope():
-                error = TimeoutError(f"Compensation of step '{self._step_name}' timed out or was cancelled")
-                scope.note_compensation_failed(self._step_name, error)
+            self._note(TimeoutError(f"Compensation of step '{self._step_name}' timed out or was cancelled"))
             raise
         except Exception as error:
-            if scope := current_scope():
-                await scope.compensation_failed(self._step_name, error)
+            self._note(error)
             raise
+
+    def _note(self, error: Exception) -> None:
+        if scope := current_scope():
+            scope.note_compensation_failed(self._step_name, error)
 
 
 def definition_of(saga: sagaz.Saga) -> SagaDefinition:

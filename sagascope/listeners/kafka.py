@@ -15,6 +15,7 @@ import queue
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -22,11 +23,13 @@ from sagascope.events import SagaEvent, encode
 from sagascope.listener import EventListener
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 logger = logging.getLogger(__name__)
 
 _LOG_EVERY_SECONDS = 10.0
+_GRACE_SECONDS = 5.0
+"""What a close may take beyond its timeout: a driver's call that can't be interrupted."""
 _CLOSE = None
 
 
@@ -73,11 +76,10 @@ class KafkaListener(EventListener):
         self._delivery_timeout = delivery_timeout
         self._close_timeout = close_timeout
         self._producer_options = dict(producer_options or {})
-        self._queue: queue.SimpleQueue[SagaEvent | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._closing = threading.Event()
+        self._span: _Span | None = None
         self._lock = threading.Lock()
         self._accepted = self._sent = self._failed = 0
+        self._failed_logged = 0
         self._logged = float("-inf")
 
     @property
@@ -93,71 +95,72 @@ class KafkaListener(EventListener):
             ModuleNotFoundError: kafka-python is not installed.
             ValueError: an option that kafka-python's producer does not know.
         """
-        if self._thread is not None:
+        if self._span is not None:
             return
-        try:
-            from kafka import KafkaProducer  # noqa: PLC0415 - a driver is imported when its listener opens
-        except ModuleNotFoundError as error:
-            msg = "KafkaListener needs kafka-python: pip install 'sagascope[kafka]'"
-            raise ModuleNotFoundError(msg) from error
-        if unknown := set(self._producer_options) - set(KafkaProducer.DEFAULT_CONFIG):
-            msg = (
-                f"unknown producer_options {sorted(unknown)}; known: {', '.join(sorted(KafkaProducer.DEFAULT_CONFIG))}"
-            )
+        producer_class = await asyncio.to_thread(_driver)  # the import takes 0.2 s, and other sagas run on
+        if unknown := set(self._producer_options) - set(producer_class.DEFAULT_CONFIG):
+            known = ", ".join(sorted(producer_class.DEFAULT_CONFIG))
+            msg = f"unknown producer_options {sorted(unknown)}; known: {known}"
             raise ValueError(msg)
-        self._closing.clear()
-        self._thread = threading.Thread(target=self._run, args=(KafkaProducer,), name="sagascope-kafka", daemon=True)
-        self._thread.start()
-        atexit.register(self._stop)  # a service that forgets to close loses nothing that a broker would take
+        if self._span is None:  # else opened by another saga meanwhile
+            self._span = span = _Span()
+            run = partial(self._run, span, producer_class)
+            span.thread = threading.Thread(target=run, name="sagascope-kafka", daemon=True)
+            span.at_exit = atexit.register(partial(self._stop, span))  # for a service that forgets to close
+            span.thread.start()
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
         if not events:
             return
-        await self.open()
+        while (span := self._span) is None:
+            await self.open()
         with self._lock:
-            under_way = self._accepted - self._sent - self._failed
-            self._accepted += len(events)
+            under_way = span.under_way
             room = min(len(events), max(0, self._buffer_events - under_way))
+            refused = len(events) - room
+            span.under_way += room
+            self._accepted += len(events)
+            self._failed += refused
         for event in events[:room]:
-            self._queue.put(event)
-        if refused := len(events) - room:
-            self._count_failed(
-                refused, f"{under_way} events are under way already, buffer_events={self._buffer_events}"
-            )
+            span.queue.put(event)
+        if refused:
+            self._log_failed(f"{under_way} events are under way already, buffer_events={self._buffer_events}")
 
     async def close(self) -> None:
         """Wait up to `close_timeout` for what is under way; the rest is counted as failed. A later write reopens."""
-        await asyncio.to_thread(self._stop)
+        span, self._span = self._span, None
+        if span is not None:
+            await asyncio.to_thread(self._stop, span)
 
-    def _stop(self) -> None:
-        thread, self._thread = self._thread, None
-        if thread is None:
+    def _stop(self, span: _Span) -> None:
+        atexit.unregister(span.at_exit)
+        span.closing.set()
+        span.queue.put(_CLOSE)
+        span.thread.join(self._close_timeout + _GRACE_SECONDS)
+        with self._lock:
+            span.over = True  # what a driver may still say of an event no longer counts
+            self._failed += span.under_way
+        self._log_failed("closed before a broker took them", now=True)
+
+    def _run(self, span: _Span, producer_class: Any) -> None:
+        producer = self._connect(span, producer_class)
+        if producer is None:
             return
-        atexit.unregister(self._stop)
-        self._closing.set()
-        self._queue.put(_CLOSE)
-        thread.join(self._close_timeout + 5.0)
-
-    def _run(self, producer_class: Any) -> None:
-        producer = self._connect(producer_class)
-        while producer is not None and (event := self._queue.get()) is not _CLOSE:
+        while not span.over and (event := span.queue.get()) is not _CLOSE:
             try:
-                producer.send(
+                future = producer.send(
                     self.topic,
                     key=event.saga_id.encode("utf-8", "replace"),
                     value=encode(event),
                     headers=headers(event),
-                ).add_callback(self._count_sent).add_errback(self._count_error)
+                )
+                future.add_callback(self._count_sent, span).add_errback(self._count_error, span)
             except Exception as error:  # noqa: BLE001 - whatever it is, the event is counted and the thread lives on
-                self._count_error(error)
-        if producer is not None:
-            self._finish(producer)
-        counts = self.counts
-        if left := counts.accepted - counts.sent - counts.failed:
-            self._count_failed(left, "closed before a broker took them")
+                self._count_error(span, error)
+        self._finish(producer)
 
-    def _connect(self, producer_class: Any) -> Any:
-        """A producer, tried for until there is one; None when closed before."""
+    def _connect(self, span: _Span, producer_class: Any) -> Any:
+        """A producer, tried for until there is one; None when closed before. Tried once even if closed at once."""
         timeout_ms = int(self._delivery_timeout * 1000)
         options = {
             "bootstrap_servers": self._bootstrap_servers,
@@ -170,52 +173,93 @@ class KafkaListener(EventListener):
             "bootstrap_timeout_ms": 2_000,
             "reconnect_backoff_max_ms": 1_000,
         }
-        while not self._closing.is_set():
+        while True:
             try:
-                return producer_class(**options | self._producer_options)
+                producer = producer_class(**options | self._producer_options)
             except Exception as error:  # noqa: BLE001 - a service must come up without its broker
                 self._log("no broker at %s yet: %s", self._bootstrap_servers, error)
-                self._closing.wait(0.5)
-        return None
+                if span.closing.wait(0.5):
+                    return None
+            else:
+                atexit.unregister(span.at_exit)  # the producer registered itself to be closed at exit:
+                atexit.register(span.at_exit)  # be called before it, which is after it in order
+                return producer
 
     def _finish(self, producer: Any) -> None:
-        deadline = time.monotonic() + self._close_timeout
         try:
             producer.flush(timeout=self._close_timeout)
-        except Exception as error:  # noqa: BLE001 - what is left is counted by the caller
+        except Exception as error:  # noqa: BLE001 - what is left is counted by _stop
             self._log("flush of topic %s: %s", self.topic, error)
-        producer.close(timeout=max(0.0, deadline - time.monotonic()))
+            producer._sender.force_close()  # noqa: SLF001 - close() would flush again and fail, its thread running on
+        try:
+            producer.close(timeout=1.0)
+        except Exception as error:  # noqa: BLE001
+            self._log("close of the producer: %s", error)
 
-    def _count_sent(self, _metadata: object) -> None:
+    def _count_sent(self, span: _Span, _metadata: object) -> None:
         with self._lock:
-            self._sent += 1
+            if not span.over:
+                span.under_way -= 1
+                self._sent += 1
 
-    def _count_error(self, error: BaseException) -> None:
-        self._count_failed(1, f"{type(error).__name__}: {error}")
-
-    def _count_failed(self, number: int, reason: str) -> None:
+    def _count_error(self, span: _Span, error: BaseException) -> None:
         with self._lock:
-            self._failed += number
-            failed = self._failed
-        self._log("%d saga events could not be sent to topic %s so far; last: %s", failed, self.topic, reason)
+            if span.over:
+                return
+            span.under_way -= 1
+            self._failed += 1
+        self._log_failed(f"{type(error).__name__}: {error}")
 
-    def _log(self, message: str, *arguments: object) -> None:
-        """Once in ten seconds: a broker that is down is one fact, not one a event."""
-        now = time.monotonic()
-        if now - self._logged >= _LOG_EVERY_SECONDS:
-            self._logged = now
-            logger.warning(message, *arguments)
+    def _log_failed(self, reason: str, *, now: bool = False) -> None:
+        """Say how many failed, if more did since it was said last."""
+        failed = self.counts.failed
+        if failed > self._failed_logged and self._log(
+            "%d saga events could not be sent to topic %s so far; last: %s", failed, self.topic, reason, now=now
+        ):
+            self._failed_logged = failed
+
+    def _log(self, message: str, *arguments: object, now: bool = False) -> bool:
+        """Once in ten seconds, or now: a broker that is down is one fact, not one an event."""
+        moment = time.monotonic()
+        if not now and moment - self._logged < _LOG_EVERY_SECONDS:
+            return False
+        self._logged = moment
+        logger.warning(message, *arguments)
+        return True
+
+
+class _Span:
+    """From one open to its close. An event is settled once: sent, failed, or left when the span is over."""
+
+    thread: threading.Thread
+    at_exit: Callable[[], None]
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[SagaEvent | None] = queue.SimpleQueue()
+        self.closing = threading.Event()
+        self.under_way = 0
+        self.over = False
+
+
+def _driver() -> Any:
+    try:
+        from kafka import KafkaProducer  # noqa: PLC0415 - a driver is imported when its listener opens
+    except ModuleNotFoundError as error:
+        msg = "KafkaListener needs kafka-python: pip install 'sagascope[kafka]'"
+        raise ModuleNotFoundError(msg) from error
+    return KafkaProducer
 
 
 def headers(event: SagaEvent) -> list[tuple[str, bytes]]:
     """The event's attributes by the CloudEvents 1.0 Kafka protocol binding, binary mode."""
-    moment = datetime.fromtimestamp(event.timestamp / 1000, UTC).isoformat(timespec="milliseconds")
+    seconds, milliseconds = divmod(event.timestamp, 1000)
+    moment = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
     return [
         ("ce_specversion", b"1.0"),
         ("ce_id", event.event_id.encode("utf-8", "replace")),
         ("ce_source", quote(event.service or "sagascope", errors="replace").encode()),
         ("ce_type", f"sagascope.{event.event_type}".encode()),
         ("ce_subject", event.saga_id.encode("utf-8", "replace")),
-        ("ce_time", moment.replace("+00:00", "Z").encode()),
+        ("ce_time", moment.encode()),
         ("content-type", b"application/json"),
     ]

@@ -1,0 +1,51 @@
+"""The tables as assets. They are external: the streaming job writes them, Dagster watches."""
+
+from datetime import timedelta
+
+import dagster as dg
+
+from dagster_project.partitions import DAYS
+from warehouse.tables import NAMESPACE, TABLES, Table
+
+DERIVED_FROM = {"step_stats": ["events"]}
+"""What a recompute of a table reads."""
+
+FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(minutes=5), fail_window=timedelta(hours=1))
+"""Dagster measures it from the newest report, so it says how long no new rows were seen while Dagster ran."""
+
+
+def asset_of(table: Table) -> dg.AssetSpec:
+    """The table as an asset: its words, columns, days, and what it is derived from."""
+    return dg.AssetSpec(
+        table.name,
+        deps=DERIVED_FROM.get(table.name),
+        description=table.doc,
+        metadata={
+            "dagster/column_schema": columns_of(table),
+            "dagster/table_name": ".".join(table.identifier),
+            "partitioned by": f"{table.granularity} of {table.time_column}, UTC",
+        },
+        group_name=NAMESPACE,
+        kinds={"iceberg", "flink"},
+        partitions_def=DAYS,
+        freshness_policy=FRESH,
+    )
+
+
+def columns_of(table: Table) -> dg.TableSchema:
+    """The table's columns as Dagster shows them; Iceberg enforces no key, so it stands as a constraint in words."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                column.name,
+                str(column.type),
+                column.doc,
+                dg.TableColumnConstraints(nullable=not column.required),
+            )
+            for column in table.columns
+        ],
+        constraints=dg.TableConstraints(other=[f"one row per {', '.join(table.key)}"]),
+    )
+
+
+SPECS = [asset_of(table) for table in TABLES]

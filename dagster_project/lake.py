@@ -1,0 +1,38 @@
+"""The lake as a resource: it is opened when an op or a sensor uses it, never at import."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import dagster as dg
+from pydantic import Field
+from pyiceberg.catalog import Catalog
+
+from warehouse.catalog import open_catalog
+from warehouse.settings import Settings
+
+
+class NoTablesError(Exception):
+    """There is nothing to look at yet: says where was looked, and what makes it."""
+
+
+class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg] # has no value of its own
+    """The Iceberg catalog that the settings name."""
+
+    environment: dict[str, str] = Field(default_factory=dict)
+    """The settings as variables `SAGASCOPE_…`; empty: those of the process, read when the lake is opened."""
+
+    @contextmanager
+    def open(self) -> Iterator[Catalog]:
+        """The catalog, closed afterwards; it is not made where it is absent.
+
+        Raises:
+            NoTablesError: there is no catalog.
+            InvalidSettingError: a variable can't be used.
+        """
+        settings = Settings.from_environment(self.environment or os.environ)
+        if not settings.catalog_file.exists():
+            msg = f"no tables yet at {settings.catalog_file.parent}: run `make demo` first"
+            raise NoTablesError(msg)
+        with closing(open_catalog(settings)) as catalog:
+            yield catalog

@@ -1,0 +1,12 @@
+"""The days into which every table is cut, and the one date on which they begin."""
+
+import dagster as dg
+
+START = "2026-01-01"
+"""No table has rows of an earlier day; move it back before importing older history."""
+
+DAYS = dg.DailyPartitionsDefinition(
+    start_date=START,
+    timezone="UTC",
+    end_offset=1,  # today is there while it is being written
+)

@@ -1,0 +1,76 @@
+"""The analytics job as a process of its own: PyFlink brings a JVM, and the command line stays light."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+import psutil
+
+from pipelines import processes
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from warehouse.settings import Settings
+
+STOP_SECONDS = 30.0
+
+
+class JobStatus(msgspec.Struct, frozen=True):
+    """One line that the job wrote: where it is, and why, where something went wrong."""
+
+    status: str
+    job: str = "analytics"
+    reason: str | None = None
+    resumes_from: str | None = None
+
+
+class AnalyticsProcess:
+    """`python -m jobs.analytics`, started with the given settings; its output is in `<home>/logs/analytics.log`."""
+
+    def __init__(self, settings: Settings, *, bounded: bool = False) -> None:
+        self._settings = settings
+        self._command = [sys.executable, "-m", "jobs.analytics", "--with-parent", *(["--bounded"] if bounded else [])]
+        self._child: subprocess.Popen[bytes] | None = None
+        self.log = settings.logs / "analytics.log"
+
+    @property
+    def pid(self) -> int | None:
+        """Of the Python process; the JVM is its child."""
+        return self._child.pid if self._child else None
+
+    def start(self) -> None:
+        """Start it; it resumes from its newest checkpoint by itself."""
+        self.log.unlink(missing_ok=True)
+        self._child = processes.start(self._command, self.log, environment=self._settings.environment())
+
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._child.poll() if self._child else None
+
+    def status(self) -> JobStatus:
+        """What it said last, and what it resumed from."""
+        last = JobStatus("starting")
+        try:
+            lines = self.log.read_bytes().splitlines()
+        except FileNotFoundError:
+            return last
+        for line in lines:
+            if line.startswith(b'{"job"'):
+                said = msgspec.json.decode(line, type=JobStatus)
+                last = msgspec.structs.replace(said, resumes_from=said.resumes_from or last.resumes_from)
+        return last
+
+    def failure(self) -> str:
+        """Why it ended: the reason it gave, else the end of its log."""
+        reason = self.status().reason
+        return f"{reason} (log: {self.log})" if reason else f"log {self.log} ends:\n{processes.last_lines(self.log)}"
+
+    def stop(self) -> None:
+        """Ask it to cancel, keeping its newest checkpoint; after 30 s end it, with its JVM."""
+        if self._child is None or self._child.poll() is not None:
+            return
+        processes.stop(psutil.Process(self._child.pid), STOP_SECONDS)
+        self._child.wait()

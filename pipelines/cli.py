@@ -1,0 +1,285 @@
+"""The command line: `sagascope --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import duckdb
+import msgspec
+import typer
+from kafka.errors import KafkaError
+from rich.console import Console
+
+from pipelines import demo as demo_module
+from pipelines import stack, workload
+from pipelines.analytics_process import AnalyticsProcess
+from pipelines.durations import InvalidDurationError, parse_duration
+from pipelines.terminal import make_console, rows_as_table
+from sagascope import KafkaListener
+from warehouse import history
+from warehouse.settings import InvalidSettingError, Settings
+
+app = typer.Typer(
+    help="Sagascope shows what sagas do, while they do it and long after.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = make_console()
+errors = Console(stderr=True)
+
+EXPECTED = (stack.StackError, InvalidSettingError, history.ReadOnlyError, duckdb.Error, KafkaError, ValueError)
+
+
+class Format(StrEnum):
+    """How rows are printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except InvalidDurationError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _moment(text: str) -> datetime:
+    """An ISO moment (UTC unless it says otherwise), or how long ago: 90s, 15m, 2h, 7d."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
+        except InvalidDurationError as error:
+            msg = f"{text!r} is neither a moment (2026-11-23T10:00) nor a time ago (15m, 2h)"
+            raise typer.BadParameter(msg) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+For = Annotated[
+    float | None,
+    typer.Option(
+        "--for", parser=_duration, metavar="DURATION", help="End after so long, e.g. 60s, 5m; else at Ctrl-C."
+    ),
+]
+Rate = Annotated[float, typer.Option(min=0.1, help="Sagas started a second.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same sagas with the same fates.")]
+ScaleTime = Annotated[float, typer.Option(min=1, help="How many times faster than modelled the sagas live.")]
+
+
+@app.command()
+def demo(seconds: For = None, rate: Rate = 20, seed: Seed = 7, scale_time: ScaleTime = 20) -> None:
+    """Run the whole of it on this machine: broker, sagas, PyFlink job, live table.
+
+    Ends at Ctrl-C or after --for, stops what it started, and closes with a query over the history and the count of
+    events sent, stored and missing. Exit code 0 when nothing is missing.
+    """
+    raise typer.Exit(
+        demo_module.run(_settings(), console, seconds=seconds, rate=rate, seed=seed, scale_time=scale_time)
+    )
+
+
+@app.command()
+def up() -> None:
+    """Start the local Kafka broker and make the topic; nothing happens where it runs already."""
+    broker = stack.up(_settings())
+    console.print(f"Kafka runs at [bold]{broker.bootstrap_servers}[/] (pid {broker.pid})")
+
+
+@app.command()
+def down() -> None:
+    """Stop the local Kafka broker; its data stays."""
+    console.print("Kafka stopped" if stack.down(_settings()) else "Kafka was not running")
+
+
+@app.command()
+def status() -> None:
+    """Say whether the local Kafka broker runs. Exit code 1 when it does not."""
+    settings = _settings()
+    broker = stack.status(settings)
+    if broker is None:
+        console.print("Kafka was never started here: `sagascope up`")
+        raise typer.Exit(1)
+    if report := stack.crash_report(settings):
+        console.print(report, markup=False)
+        raise typer.Exit(1)
+    console.print(f"Kafka runs at [bold]{broker.bootstrap_servers}[/] (pid {broker.pid}), topic {settings.topic}")
+
+
+@app.command(name="workload")
+def workload_command(
+    seconds: For = None,
+    rate: Rate = 50,
+    seed: Seed = 7,
+    scale_time: ScaleTime = 20,
+    *,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Print what is true of the load, and run nothing.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the outcome to this file as JSON.")] = None,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
+) -> None:
+    """Run realistic sagas (real ones, executed by sagaz) that report to the topic.
+
+    Exit code 1 when an event could not be sent.
+    """
+    if describe:
+        workload.print_truth(console, workload.Truth(), scale_time)
+        return
+    settings = _settings()
+    listener = KafkaListener(stack.bootstrap_servers(settings), settings.topic, buffer_events=100_000)
+    outcome = asyncio.run(_run_workload(listener, seconds, rate, seed, scale_time, with_parent=with_parent))
+    counts = listener.counts
+    facts = {
+        "sent": counts.sent,
+        "failed": counts.failed,
+        "sagas": msgspec.to_builtins(outcome.total),
+        "seconds": outcome.seconds,
+        "achieved_rate": outcome.achieved_rate,
+        "notes": list(outcome.notes),
+    }
+    if report:
+        report.write_bytes(msgspec.json.encode(facts))
+    total = outcome.total
+    console.print(
+        f"{total.started:,} sagas in {outcome.seconds:.1f} s: {total.completed:,} completed, "
+        f"{total.rolled_back:,} rolled back, {total.failed:,} failed, {total.cancelled:,} cancelled; "
+        f"{counts.sent:,} events sent, {counts.failed:,} not"
+    )
+    for note in outcome.notes:
+        console.print(f"[yellow]{note}")
+    if counts.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def analyze(
+    *,
+    bounded: Annotated[
+        bool, typer.Option("--bounded", help="End at what the topic holds now, closing all windows.")
+    ] = False,
+) -> None:
+    """Run the PyFlink job: topic to tables. Resumes from its newest checkpoint; Ctrl-C stops it."""
+    settings = _settings()
+    settings = msgspec.structs.replace(settings, bootstrap_servers=stack.bootstrap_servers(settings))
+    job = AnalyticsProcess(settings, bounded=bounded)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    job.start()
+    told = ""
+    try:
+        while (code := job.exit_code()) is None:
+            now = job.status()
+            if now.status != told:
+                told = now.status
+                resumed = f" from {now.resumes_from}" if now.resumes_from else ""
+                console.print(f"job {told}{resumed}" + (f": {now.reason}" if now.reason else ""), markup=False)
+            time.sleep(0.25)
+    except KeyboardInterrupt:
+        console.print("stopping; the next start resumes from the newest checkpoint")
+        job.stop()
+        return
+    if code:
+        errors.print(f"[bold red]sagascope:[/] the job failed: {job.failure()}", highlight=False)
+        raise typer.Exit(1)
+    console.print("job finished")
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT over events and step_stats.")],
+    since: Annotated[
+        datetime | None,
+        typer.Option(parser=_moment, metavar="MOMENT", help="Only event time from here: 2026-11-23T10:00, or 15m ago."),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(parser=_moment, metavar="MOMENT", help="Only event time before this moment.")
+    ] = None,
+    output: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
+) -> None:
+    """Ask the history. Times are UTC; `DESCRIBE events` lists the columns.
+
+    Example: sagascope sql "SELECT saga_name, count(*) FROM events GROUP BY 1" --since 1h
+    """
+    with history.open(_settings(), since, until) as tables:
+        answer = tables.sql(query)
+        columns, rows = answer.columns, answer.fetchall()
+    match output:
+        case Format.TABLE:
+            console.print(rows_as_table(columns, rows))
+        case Format.CSV:
+            writer = csv.writer(sys.stdout, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+        case Format.JSON:
+            for row in rows:
+                sys.stdout.write(json.dumps(dict(zip(columns, row, strict=True)), default=_json_value) + "\n")
+
+
+def _json_value(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+async def _run_workload(
+    listener: KafkaListener, seconds: float | None, rate: float, seed: int, scale_time: float, *, with_parent: bool
+) -> workload.WorkloadReport:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if with_parent:
+        threading.Thread(target=_stop_at_end_of_input, args=(loop, stop), daemon=True).start()
+    async with listener:
+        return await workload.run_workload(
+            [listener], rate=rate, seconds=seconds, seed=seed, scale_time=scale_time, stop=stop, prefix=_run_prefix()
+        )
+
+
+def _run_prefix() -> str:
+    """Keeps the saga ids of one run apart from those of another with the same seed."""
+    return f"{datetime.now(UTC):%H%M%S}-"
+
+
+def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """The parent is gone when standard input ends."""
+    while os.read(0, 4096):
+        pass
+    with suppress(RuntimeError):  # the loop has ended too
+        loop.call_soon_threadsafe(stop.set)
+
+
+def _settings() -> Settings:
+    return Settings.from_environment(os.environ)
+
+
+def main() -> None:
+    """Entry point: an expected error is one line on standard error, and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it is said by who uses it
+    try:
+        app(prog_name="sagascope")
+    except EXPECTED as error:
+        errors.print(
+            f"[bold red]sagascope:[/] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True
+        )
+        sys.exit(1)
+    except OSError as error:
+        errors.print(f"[bold red]sagascope:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)

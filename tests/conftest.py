@@ -1,0 +1,49 @@
+"""Real servers for the tests: one Kafka broker a session, a home of its own for each test that wants one."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from pipelines import stack
+from warehouse.settings import CHECKOUT, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+JARS = CHECKOUT / ".sagascope" / "jars"
+
+
+def home_settings(folder: Path) -> Settings:
+    """Settings with all state below `folder`, and the checkout's jars."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jars").symlink_to(JARS)
+    return Settings(home=str(folder), checkpoint_interval_ms=1_000, idle_timeout_ms=10_000)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Kafka broker; yields its bootstrap servers."""
+    settings = home_settings(tmp_path_factory.mktemp("broker") / "home")
+    yield stack.up(settings).bootstrap_servers
+    stack.down(settings)
+
+
+@pytest.fixture
+def new_settings(tmp_path: Path) -> Callable[[], Settings]:
+    """Settings with a home of their own and no Kafka; call it once."""
+    return lambda: home_settings(tmp_path / "home")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, broker: str) -> Settings:
+    """Settings with a home and a topic of their own at the session's broker."""
+    own = msgspec.structs.replace(
+        home_settings(tmp_path / "home"), bootstrap_servers=broker, topic=f"events-{uuid.uuid4().hex[:8]}"
+    )
+    stack.make_topic(own)
+    return own

@@ -1,0 +1,86 @@
+"""The catalog: made once, evolved in place, shared with Flink."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from pyiceberg.transforms import DayTransform, HourTransform
+
+from warehouse.catalog import open_catalog, row_count
+from warehouse.settings import Settings
+from warehouse.tables import EVENTS, STEP_STATS, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+import msgspec
+
+from sagascope.events import SagaEvent
+
+
+def test_tables_are_made_once_and_partitioned(lake: Settings) -> None:
+    """Both tables exist with their partitioning, and making them again changes nothing."""
+    catalog = open_catalog(lake)
+    before = [catalog.load_table(table.identifier).metadata_location for table in TABLES]
+    open_catalog(lake)
+    assert before == [catalog.load_table(table.identifier).metadata_location for table in TABLES]
+    [events] = catalog.load_table(EVENTS.identifier).spec().fields
+    [stats] = catalog.load_table(STEP_STATS.identifier).spec().fields
+    assert (events.name, events.transform) == ("timestamp_day", DayTransform())
+    assert (stats.name, stats.transform) == ("window_start_hour", HourTransform())
+
+
+def test_a_column_that_a_newer_version_has_is_added(lake: Settings, monkeypatch: object) -> None:
+    """A table from before gets the missing column, and keeps its rows and its other columns' ids."""
+    catalog = open_catalog(lake)
+    table = catalog.load_table(EVENTS.identifier)
+    with table.update_schema() as update:
+        update.delete_column("trace_id")
+    open_catalog(lake)
+    assert "trace_id" in catalog.load_table(EVENTS.identifier).schema().column_names
+    assert catalog.load_table(EVENTS.identifier).schema().find_field("service").field_id == 22
+
+
+def test_every_field_of_the_event_is_a_column() -> None:
+    """The table of events holds all of an event, in its order, and then where it came from."""
+    columns = [column.name for column in EVENTS.columns]
+    fields = list(SagaEvent.__struct_fields__)
+    assert [name for name in columns if not name.startswith("source_")] == fields
+    assert columns[len(fields) :] == ["source_topic", "source_partition", "source_offset"]
+    required = {f.encode_name for f in msgspec.structs.fields(SagaEvent) if f.required}
+    assert required <= {column.name for column in EVENTS.columns if column.required}
+
+
+def test_openers_share_the_catalog(tmp_path: Path) -> None:
+    """Eight threads that open and make the same new catalog at once all succeed; the file is in WAL mode."""
+    settings = Settings(home=str(tmp_path / "home"))
+    failures: list[BaseException] = []
+
+    def opening() -> None:
+        try:
+            open_catalog(settings)
+        except BaseException as error:  # noqa: BLE001 - seen by the assertion below
+            failures.append(error)
+
+    threads = [threading.Thread(target=opening) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    with closing(sqlite3.connect(settings.catalog_file)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_row_count_is_that_of_the_newest_snapshot(lake: Settings, add_events: Callable[..., None]) -> None:
+    """Nothing before the first commit, then what was appended."""
+    from datetime import UTC, datetime
+
+    catalog = open_catalog(lake)
+    assert row_count(catalog, EVENTS) == 0
+    add_events(datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC))
+    assert row_count(catalog, EVENTS) == 2
