@@ -271,7 +271,8 @@ def _settings() -> Settings:
 
 def main() -> None:
     """Entry point: an expected error is one line on standard error, and exit code 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # force: importing sagaz has configured the root logger, at INFO
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what matters of it is said by who uses it
     try:
         app(prog_name="sagascope")

@@ -179,7 +179,7 @@ def _start(settings: Settings, last: Broker | None) -> Broker:
     options = [java, f"-Xmx{HEAP}", f"-Xms{HEAP}", f"-Dlog4j2.configurationFile={logging}", "-cp", f"{jars}/*"]
     if not (folder / "data" / "meta.properties").exists():
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command = [*options, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
+        command = [*options, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             msg = f"Kafka could not format {folder / 'data'}: {(done.stdout + done.stderr).strip()[-800:]}"

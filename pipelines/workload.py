@@ -584,7 +584,7 @@ def print_truth(console: Console, truth: Truth, scale_time: float) -> None:
     console.print(table)
     console.print(
         f"Modelled durations pass {scale_time:g} times faster. Steps of one level run at once.\n"
-        "A step's rate is of the times it is run; a saga fails when any of its steps does.",
+        "A step's rate is of the times it is run; a saga fails when a step of it does.",
         highlight=False,
     )
     slow, flaky = truth.slow, truth.flaky

@@ -12,7 +12,7 @@ from pipelines import stack
 from warehouse.settings import CHECKOUT, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 JARS = CHECKOUT / ".sagascope" / "jars"
@@ -34,9 +34,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def new_settings(tmp_path: Path) -> Callable[[], Settings]:
-    """Settings with a home of their own and no Kafka; call it once."""
-    return lambda: home_settings(tmp_path / "home")
+def local(tmp_path: Path) -> Settings:
+    """Settings with a home of their own and no Kafka."""
+    return home_settings(tmp_path / "home")
 
 
 @pytest.fixture

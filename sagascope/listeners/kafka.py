@@ -133,13 +133,13 @@ class KafkaListener(EventListener):
             await asyncio.to_thread(self._stop, span)
 
     def _stop(self, span: _Span) -> None:
-        atexit.unregister(span.at_exit)
         span.closing.set()
         span.queue.put(_CLOSE)
         span.thread.join(self._close_timeout + _GRACE_SECONDS)
+        atexit.unregister(span.at_exit)
         with self._lock:
-            span.over = True  # what a driver may still say of an event no longer counts
             self._failed += span.under_way
+            span.under_way, span.over = 0, True  # what a driver may still say of an event no longer counts
         self._log_failed("closed before a broker took them", now=True)
 
     def _run(self, span: _Span, producer_class: Any) -> None:

@@ -153,6 +153,7 @@ def test_a_missing_required_field_is_named(field: str) -> None:
         ("timestamp", "2026-01-01T00:00:00Z", "`int`"),
         ("step_name", "", "length >= 1"),
         ("attempt", 0, ">= 1"),
+        ("attempt", 2**31, "<= 2147483647"),
         ("compensable", "yes", "`bool"),
         ("pivot", 1, "`bool"),
         ("duration_ms", -5, ">= 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import subprocess
@@ -199,6 +200,26 @@ def test_a_write_after_close_opens_anew(fake: Broker) -> None:
     assert listener.counts == DeliveryCounts(accepted=5, sent=3, failed=2)
 
 
+def test_a_closed_listener_leaves_nothing_to_do_at_exit(fake: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening and closing over and over keeps no listener alive until the interpreter's exit."""
+    registered: list[Any] = []
+
+    def register(call: Any) -> Any:
+        registered.append(call)
+        return call
+
+    monkeypatch.setattr(atexit, "register", register)
+    monkeypatch.setattr(atexit, "unregister", registered.remove)
+
+    async def main() -> None:
+        for _ in range(3):
+            async with KafkaListener() as listener:
+                await listener.write(some(1))
+
+    asyncio.run(main())
+    assert registered == []
+
+
 def test_many_first_writes_at_once_open_once(fake: Broker) -> None:
     """Sagas that start together share one sending thread."""
     listener = KafkaListener()
@@ -237,14 +258,15 @@ def test_a_driver_that_hangs_does_not_hang_close(fake: Broker, monkeypatch: pyte
 def test_failures_are_logged_once_in_ten_seconds_and_summed_up_at_close(
     fake: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A hundred failures are two lines: the first at once, the total at the end."""
+    """A hundred failures are two lines: the first at once, the total at the end; a close with nothing new says nothing."""
     caplog.set_level(logging.INFO, "sagascope")
     fake.outcomes = ["error"] * 100
     listener = KafkaListener()
 
     async def main() -> None:
-        async with listener:
-            await listener.write(some(100))
+        for number in (100, 1, 1):
+            await listener.write(some(number))
+            await listener.close()
 
     asyncio.run(main())
     lines = [r.getMessage() for r in caplog.records if r.name == "sagascope.listeners.kafka"]

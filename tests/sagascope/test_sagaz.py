@@ -332,11 +332,12 @@ def test_a_saga_that_cannot_begin_still_ends(memory: MemoryListener) -> None:
 def test_the_same_saga_id_runs_again(memory: MemoryListener) -> None:
     """Another run of one id has a run_id of its own, and counts from 0 and from attempt 1 again."""
     saga = OrderSaga(listeners=[memory])
-    run(saga, {"ship": NO_CARRIER})
-    run(saga, {})
-    assert memory.story == [*ROLLED_BACK, *SHIPPED]
-    assert [event.sequence for event in memory.events] == [*range(12), *range(8)]
-    assert len({event.run_id for event in memory.events}) == 2
+    refund_fails = {"ship": NO_CARRIER, "refund": PermissionError("bank closed")}
+    for context in ({"ship": NO_CARRIER}, refund_fails, refund_fails, {}):
+        run(saga, context)
+    assert memory.story == [*ROLLED_BACK, *REFUND_FAILED, *REFUND_FAILED, *SHIPPED]
+    assert [event.sequence for event in memory.events] == [*range(12), *range(12), *range(12), *range(8)]
+    assert len({event.run_id for event in memory.events}) == 4
     assert {(event.saga_id, event.attempt) for event in memory.events} == {("o-1", 1)}
 
 

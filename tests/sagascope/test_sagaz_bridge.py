@@ -121,6 +121,26 @@ def test_a_named_saga_has_its_definition_in_the_events(memory: MemoryListener, n
     assert memory.events[-1].event_type == EventType.SAGA_FAILED  # the pivot stands
 
 
+def test_a_run_gives_its_place_back(memory: MemoryListener) -> None:
+    """After a run, however it ended, its task is in no run; another bridge's run of the same id is another run."""
+    other = MemoryListener()
+
+    async def main() -> None:
+        await order_saga(SagazBridge([memory])).run({}, "o-1")
+        assert current_scope() is None
+        with pytest.raises(ValueError, match="boom"):
+            await order_saga(SagazBridge([memory]), ship=fails(BOOM)).run({}, "o-1")
+        assert current_scope() is None
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await order_saga(SagazBridge([memory]), ship=sleeps(60)).run({}, "o-1")
+        await order_saga(SagazBridge([other])).run({}, "o-1")
+
+    asyncio.run(main())
+    assert other.story == SHIPPED
+    assert {event.run_id for event in other.events}.isdisjoint(event.run_id for event in memory.events)
+
+
 def test_runs_at_once_stay_apart(memory: MemoryListener) -> None:
     """Concurrent runs of one plain instance are told whole and apart, whatever sagaz mixes up."""
     saga = order_saga(SagazBridge([memory]), ship=sleeps(0.005))
