@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import duckdb
 import msgspec
@@ -23,14 +23,15 @@ import typer
 from kafka.errors import KafkaError
 from rich.console import Console
 
-from pipelines import demo as demo_module
-from pipelines import stack, workload
+from pipelines import processes, stack
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.durations import InvalidDurationError, parse_duration
 from pipelines.terminal import make_console, rows_as_table
-from sagascope import KafkaListener
-from warehouse import history
-from warehouse.settings import InvalidSettingError, Settings
+from warehouse.settings import Settings
+
+if TYPE_CHECKING:
+    from pipelines.workload import WorkloadReport
+    from sagascope import EventListener
 
 app = typer.Typer(
     help="Sagascope shows what sagas do, while they do it and long after.",
@@ -43,7 +44,7 @@ app = typer.Typer(
 console = make_console()
 errors = Console(stderr=True)
 
-EXPECTED = (stack.StackError, InvalidSettingError, history.ReadOnlyError, duckdb.Error, KafkaError, ValueError)
+EXPECTED = (stack.StackError, processes.ProcessFailedError, KafkaError, duckdb.Error, ValueError, OSError)
 
 
 class Format(StrEnum):
@@ -92,6 +93,8 @@ def demo(seconds: For = None, rate: Rate = 20, seed: Seed = 7, scale_time: Scale
     Ends at Ctrl-C or after --for, stops what it started, and closes with a query over the history and the count of
     events sent, stored and missing. Exit code 0 when nothing is missing.
     """
+    from pipelines import demo as demo_module
+
     raise typer.Exit(
         demo_module.run(_settings(), console, seconds=seconds, rate=rate, seed=seed, scale_time=scale_time)
     )
@@ -141,6 +144,9 @@ def workload_command(
 
     Exit code 1 when an event could not be sent.
     """
+    from pipelines import workload
+    from sagascope import KafkaListener
+
     if describe:
         workload.print_truth(console, workload.Truth(), scale_time)
         return
@@ -218,6 +224,8 @@ def sql(
 
     Example: sagascope sql "SELECT saga_name, count(*) FROM events GROUP BY 1" --since 1h
     """
+    from warehouse import history
+
     with history.open(_settings(), since, until) as tables:
         answer = tables.sql(query)
         columns, rows = answer.columns, answer.fetchall()
@@ -238,8 +246,10 @@ def _json_value(value: object) -> object:
 
 
 async def _run_workload(
-    listener: KafkaListener, seconds: float | None, rate: float, seed: int, scale_time: float, *, with_parent: bool
-) -> workload.WorkloadReport:
+    listener: EventListener, seconds: float | None, rate: float, seed: int, scale_time: float, *, with_parent: bool
+) -> WorkloadReport:
+    from pipelines import workload
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -280,7 +290,4 @@ def main() -> None:
         errors.print(
             f"[bold red]sagascope:[/] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True
         )
-        sys.exit(1)
-    except OSError as error:
-        errors.print(f"[bold red]sagascope:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -68,10 +68,6 @@ LIMIT 8
 """One statement that finds the slow and the flaky step of the workload."""
 
 
-class DemoFailedError(RuntimeError):
-    """A part of the demo ended by itself and did not come back; says which and why."""
-
-
 class _StopRequestedError(Exception):
     """Ctrl-C or SIGTERM."""
 
@@ -83,7 +79,7 @@ def run(
 
     Raises:
         StackError: the broker can't start or has ended.
-        DemoFailedError: the job or the load has ended.
+        ProcessFailedError: the job or the load has ended.
     """
     with ExitStack() as cleanup, _stoppable():
         demo = _Demo(settings, console, cleanup)
@@ -150,7 +146,7 @@ class _Demo:
             while self._job.status().status != "running":
                 if self._job.exit_code() is not None:
                     msg = f"the job did not start: {self._job.failure()}"
-                    raise DemoFailedError(msg)
+                    raise processes.ProcessFailedError(msg)
                 time.sleep(0.1)
         with self._step("real sagas, executed by sagaz"):
             self._report.unlink(missing_ok=True)
@@ -210,11 +206,11 @@ class _Demo:
         if self._load.poll() is not None:
             log = self._settings.logs / "workload.log"
             msg = f"the load ended by itself; its log {log} ends:\n{processes.last_lines(log)}"
-            raise DemoFailedError(msg)
+            raise processes.ProcessFailedError(msg)
         if self._job.exit_code() is not None:
             if self._restarts == RESTARTS:
                 msg = f"the job ended {RESTARTS + 1} times: {self._job.failure()}"
-                raise DemoFailedError(msg)
+                raise processes.ProcessFailedError(msg)
             self._restarts += 1
             reason = f"[yellow]The job ended, and resumes from its newest checkpoint:[/] {self._job.failure()}"
             self._console.print(reason)

@@ -87,6 +87,9 @@ async def saga_scope(
         service: The reporting service's name.
         attribute_keys: The context's keys whose values may leave the service, as `attributes` of every event.
         clock: For tests.
+
+    Raises:
+        TypeError: attribute_keys is one string instead of a collection of them.
     """
     scope = SagaScope(
         saga_id,
@@ -118,6 +121,9 @@ class SagaScope:
         attribute_keys: Collection[str],
         clock: Clock,
     ) -> None:
+        if isinstance(attribute_keys, str):
+            msg = f"attribute_keys={attribute_keys!r} is one string, and would allow each letter: write [{attribute_keys!r}]"
+            raise TypeError(msg)
         self.saga_id = saga_id
         self.saga_name = saga_name
         self.run_id = new_id()

@@ -237,12 +237,17 @@ def definition_of(saga: sagaz.Saga) -> SagaDefinition:
         steps=tuple(
             StepDefinition(
                 step_name=step.step_id,
-                depends_on=tuple(step.depends_on),
+                depends_on=tuple(sorted(step.depends_on)),  # in any order the same definition
                 compensable=step.compensation_fn is not None,
                 pivot=step.pivot,
-                timeout_seconds=step.timeout_seconds,
-                compensation_timeout_seconds=step.compensation_timeout_seconds,
+                timeout_seconds=_seconds(step.timeout_seconds),
+                compensation_timeout_seconds=_seconds(step.compensation_timeout_seconds),
             )
             for step in saga.get_steps()
         ),
     )
+
+
+def _seconds(timeout: float | None) -> float | None:
+    """60 and 60.0 are one timeout, and so one definition."""
+    return None if timeout is None else float(timeout)

@@ -251,3 +251,14 @@ def test_a_failure_noted_in_passing_is_told_before_the_next_event() -> None:
     asyncio.run(main())
     assert [event.sequence for event in slow.events] == [0, 1, 2]
     assert slow.story[1:] == [("compensation_failed", "reserve"), ("saga_rolled_back", None)]
+
+
+async def _refused(attribute_keys: str) -> None:
+    async with saga_scope("o-1", "order", attribute_keys=attribute_keys):
+        pass
+
+
+def test_one_string_is_no_allow_list() -> None:
+    """`attribute_keys="tenant"` would allow t, e, n and a: it is refused with what to write."""
+    with pytest.raises(TypeError, match=r"write \['tenant'\]"):
+        asyncio.run(_refused("tenant"))

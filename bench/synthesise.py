@@ -1,0 +1,285 @@
+"""Fills a topic with synthetic events, fast, and counts what a right answer must find in them.
+
+    python bench/synthesise.py --bootstrap-servers 127.0.0.1:9092 --topic bench --events 3000000
+
+The sagas are those of `pipelines.workload_sagas` (six types, four to seven steps, log-normal durations, failures,
+timeouts, compensations), drawn from the seed and lived through on paper, not executed: a step takes what its plan says,
+in modelled time. Each event is a template made by `sagascope.events.encode` with its values put in, so that a record's
+value is byte for byte what `encode` would have written; a sample of each partition is decoded and encoded to prove it.
+
+One process a partition: saga n is in partition n modulo their number, and within a partition events are in the order
+of their time, which is also the record's. Event time advances `--events-per-second` a second over all partitions.
+Records are about 330 bytes, as in the figures this bench is compared with: half of the saga types name their service,
+the other half the region as an attribute, none the definition. CloudEvents headers are left out for the same reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import multiprocessing
+import random
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from pipelines.workload_sagas import SAGAS, draw_plan
+from sagascope.events import EventType, InvalidEventError, SagaEvent, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipelines.workload_sagas import Fate, Plan
+
+BEGIN_MS = int(datetime(2026, 1, 1, 6, tzinfo=UTC).timestamp() * 1000)
+"""Fixed, so that the same seed is the same topic; in the past, as brokers refuse records from the future."""
+EVENTS_PER_SAGA = 12.9
+"""Their mean: what sagas a second make how many events a second."""
+SAMPLE_EVERY = 5_003
+"""Every so manieth event is decoded: a prime, so that no rhythm of the sagas hides a kind of event."""
+FAILED = frozenset({EventType.STEP_FAILED, EventType.COMPENSATION_FAILED})
+ENDED = FAILED | {EventType.STEP_COMPLETED, EventType.COMPENSATION_COMPLETED}
+
+_INT = 4_000_000_000_000
+"""Stands in a template for a number that is put in later; `_TEXT` for a text."""
+_TEXT = "\x01"
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What to synthesise."""
+
+    events: int
+    seed: int = 7
+    partitions: int = 2
+    events_per_second: float = 5_000.0
+    """Of event time."""
+
+
+class Truth(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in the topic, and so what the tables must hold."""
+
+    events: int = 0
+    value_bytes: int = 0
+    completed: int = 0
+    """Steps and compensations that succeeded."""
+    failed: int = 0
+    """Steps and compensations that failed or timed out."""
+    duration_ms: int = 0
+    """The sum over both."""
+
+    def __add__(self, other: Truth) -> Truth:
+        return Truth(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+
+def fill_topic(bootstrap_servers: str, topic: str, load: Load) -> Truth:
+    """Write the load to the topic, which must exist, with one process a partition; returns once all is acknowledged.
+
+    Raises:
+        KafkaError: the broker did not take a record.
+        InvalidEventError: a sample was no event.
+    """
+    # spawned, not forked: the caller may have threads and sockets
+    with ProcessPoolExecutor(load.partitions, multiprocessing.get_context("spawn")) as pool:
+        writers = [
+            pool.submit(_fill_partition, bootstrap_servers, topic, load, number) for number in range(load.partitions)
+        ]
+        return sum((writer.result() for writer in writers), start=Truth())
+
+
+def _fill_partition(bootstrap_servers: str, topic: str, load: Load, partition: int) -> Truth:
+    refused: list[Exception] = []
+    producer: Any = KafkaProducer(
+        bootstrap_servers=bootstrap_servers, batch_size=256 << 10, linger_ms=100, buffer_memory=64 << 20
+    )
+    events = value_bytes = completed = failed = duration_ms = 0
+    for moment, event_type, duration, key, value in partition_events(load, partition):
+        producer.send(topic, value, key, partition=partition, timestamp_ms=moment).add_errback(refused.append)
+        if refused:
+            raise refused[0]
+        if events % SAMPLE_EVERY == 0:
+            _check(value)
+        events += 1
+        value_bytes += len(value)
+        if event_type in ENDED:
+            duration_ms += duration
+            if event_type in FAILED:
+                failed += 1
+            else:
+                completed += 1
+    producer.flush()
+    producer.close()
+    if refused:
+        raise refused[0]
+    return Truth(
+        events=events, value_bytes=value_bytes, completed=completed, failed=failed, duration_ms=duration_ms
+    )
+
+
+def _check(value: bytes) -> None:
+    event = decode(value)
+    if encode(event) != value:
+        raise InvalidEventError("record", value, f"what encode writes: {encode(event)!r}")
+
+
+def partition_events(load: Load, partition: int) -> Iterator[tuple[int, EventType, int, bytes, bytes]]:
+    """The partition's events in order of their time: that time, type, duration (0: it has none), key and value."""
+    left = load.events // load.partitions + (partition < load.events % load.partitions)
+    gap_ms = 1000.0 * EVENTS_PER_SAGA / load.events_per_second  # between two sagas, over all partitions
+    ids = random.Random(f"{load.seed}:{partition}:ids")
+    ahead: list[tuple[int, int, EventType, int, bytes, bytes]] = []
+    number, made = partition, 0
+    while left:
+        now = BEGIN_MS + int(number * gap_ms)
+        while left and ahead and ahead[0][0] < now:
+            moment, _, *event = heapq.heappop(ahead)
+            yield moment, *event
+            left -= 1
+        for moment, *event in _live(draw_plan(load.seed, number), now, ids):
+            heapq.heappush(ahead, (moment, made, *event))  # `made` keeps those of one moment in their order
+            made += 1
+        number += load.partitions
+
+
+def _live(plan: Plan, begin_ms: int, ids: random.Random) -> Iterator[tuple[int, EventType, int, bytes, bytes]]:
+    """One saga's events as its plan has them, in their order."""
+    name, key = plan.model.name, plan.saga_id.encode()
+    text = b'"%b"' % key
+    run_id = _uuid7(begin_ms, ids)
+    details = (msgspec.json.encode(plan.context["region"]),) if _has_region(name) else ()
+    for sequence, (moment, event_type, step, duration, fate) in enumerate(_story(plan, begin_ms)):
+        measured = () if duration is None else (duration,)
+        error = _error(fate) if fate and fate.error_type else ()
+        head = (_uuid7(moment, ids), text, run_id, sequence, moment)
+        value = _template(name, event_type, step, bool(error)) % (*head, *measured, *error, *details)
+        yield moment, event_type, duration or 0, key, value
+
+
+def _story(plan: Plan, begin_ms: int) -> list[tuple[int, EventType, str | None, int | None, Fate | None]]:
+    """What happens when: steps start when those before them completed; a failure lets the running ones end and undoes
+    in reverse what has a compensation, unless a pivot completed."""
+    ends: dict[str, int] = {}
+    story: list[tuple[int, EventType, str | None, int | None, Fate | None]] = []
+    broken: tuple[int, Fate] | None = None
+    for step in plan.model.steps:
+        fate = plan.steps[step.name]
+        start = max((ends.get(before, -1) for before in step.after), default=begin_ms)
+        if any(before not in ends for before in step.after) or (broken and start >= broken[0]):
+            continue
+        end = start + int(fate.seconds * 1000)
+        story.append((start, EventType.STEP_STARTED, step.name, None, None))
+        if fate.error_type is None:
+            ends[step.name] = end
+            story.append((end, EventType.STEP_COMPLETED, step.name, end - start, None))
+        else:
+            broken = min(broken or (end, fate), (end, fate), key=lambda failure: failure[0])
+            story.append((end, EventType.STEP_FAILED, step.name, end - start, fate))
+    story.sort(key=lambda event: event[0])  # stable: a start stays before an end of the same millisecond
+    now = story[-1][0]
+    end_type = EventType.SAGA_ROLLED_BACK if broken else EventType.SAGA_COMPLETED
+    if broken and any(step.pivot and step.name in ends for step in plan.model.steps):
+        end_type = EventType.SAGA_FAILED
+    elif broken:
+        for step_name in (name for name in reversed(ends) if name in plan.compensations):
+            fate = plan.compensations[step_name]
+            took = int(fate.seconds * 1000)
+            story.append((now, EventType.COMPENSATION_STARTED, step_name, None, None))
+            now += took
+            if fate.error_type is None:
+                story.append((now, EventType.COMPENSATION_COMPLETED, step_name, took, None))
+            else:
+                story.append((now, EventType.COMPENSATION_FAILED, step_name, took, fate))
+                end_type = EventType.SAGA_FAILED
+    story.insert(0, (begin_ms, EventType.SAGA_STARTED, None, None, None))
+    story.append((now, end_type, None, now - begin_ms, broken[1] if broken else None))
+    return story
+
+
+@cache
+def _template(saga_name: str, event_type: EventType, step_name: str | None, with_error: bool) -> bytes:  # noqa: FBT001 - a key
+    """The value of such an event for the % operator; arguments in the order of the fields of SagaEvent."""
+    model = next(model for model in SAGAS if model.name == saga_name)
+    keys = ("amount_cents", "customer_id", f"{model.entity}_id", "region", "saga_id")
+    ends_saga = event_type in (EventType.SAGA_COMPLETED, EventType.SAGA_ROLLED_BACK, EventType.SAGA_FAILED)
+    event = SagaEvent(
+        event_id=_TEXT,
+        event_type=event_type,
+        saga_id=_TEXT,
+        saga_name=saga_name,
+        run_id=_TEXT,
+        sequence=_INT,
+        timestamp=_INT,
+        step_name=step_name,
+        duration_ms=_INT if event_type in ENDED else None,
+        total_duration_ms=_INT if ends_saga else None,
+        error_type=_TEXT if with_error else None,
+        error_message=_TEXT if with_error else None,
+        context_keys=tuple(sorted(keys)) if event_type is EventType.SAGA_STARTED else (),
+        attributes={"region": _TEXT} if _has_region(saga_name) else {},
+        service=None if _has_region(saga_name) else model.service,
+    )
+    value = encode(event).replace(b"%", b"%%")
+    return value.replace(msgspec.json.encode(_TEXT), b"%b").replace(msgspec.json.encode(_INT), b"%d")
+
+
+@cache
+def _has_region(saga_name: str) -> bool:
+    return [model.name for model in SAGAS].index(saga_name) % 2 == 0
+
+
+def _error(fate: Fate) -> tuple[bytes, bytes]:
+    error_type = fate.error_type.__name__ if fate.error_type else ""
+    return msgspec.json.encode(error_type), msgspec.json.encode(fate.message or error_type)
+
+
+def _uuid7(milliseconds: int, ids: random.Random) -> bytes:
+    """A UUIDv7 of that moment as a JSON string: `sagascope.events.new_id`, but from the seed."""
+    bits = ids.getrandbits(74)
+    return b'"%08x-%04x-7%03x-%04x-%012x"' % (
+        milliseconds >> 16,
+        milliseconds & 0xFFFF,
+        bits & 0xFFF,
+        0x8000 | bits >> 12 & 0x3FFF,
+        bits >> 26,
+    )
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        prog="python bench/synthesise.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--bootstrap-servers", required=True, metavar="HOST:PORT")
+    parser.add_argument("--topic", required=True, help="must exist")
+    parser.add_argument("--events", type=int, default=3_000_000)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--partitions", type=int, default=2, help="of the topic")
+    parser.add_argument("--events-per-second", type=float, default=5_000.0, help="of event time")
+    given = parser.parse_args()
+    load = Load(
+        events=given.events,
+        seed=given.seed,
+        partitions=given.partitions,
+        events_per_second=given.events_per_second,
+    )
+    began = time.monotonic()
+    try:
+        truth = fill_topic(given.bootstrap_servers, given.topic, load)
+    except (KafkaError, InvalidEventError) as error:
+        sys.exit(f"synthesise: {error}")
+    took = time.monotonic() - began
+    print(
+        f"{truth.events:,} events, {truth.value_bytes / truth.events:.0f} bytes each, in {took:.1f} s "
+        f"({truth.events / took:,.0f} a second); {truth.completed:,} steps and compensations completed, "
+        f"{truth.failed:,} failed"
+    )
+
+
+if __name__ == "__main__":
+    main()
