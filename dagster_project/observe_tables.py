@@ -14,7 +14,7 @@ import dagster as dg
 from dagster_project.lake import LakeResource, NoTablesError
 from dagster_project.observations import DayObservation, observe
 from dagster_project.partitions import DAYS, START
-from warehouse.tables import TABLES
+from warehouse.tables import TABLES, Table
 
 VERSION = "dagster/data_version"
 """The tag by which Dagster keeps what was last reported of a day."""
@@ -69,7 +69,7 @@ def gather_news(instance: dg.DagsterInstance, lake: LakeResource, now: datetime)
                     dg.AssetMaterialization(
                         table.name,
                         partition=day,
-                        metadata=_metadata_of(observation, now) | about,
+                        metadata=_metadata_of(table, observation, now) | about,
                         tags={VERSION: version},
                     )
                 )
@@ -111,8 +111,8 @@ def new_rows(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.Sens
     return dg.SensorResult(asset_events=news.reports, skip_reason=str(news))
 
 
-def _metadata_of(observation: DayObservation | None, now: datetime) -> dict[str, dg.MetadataValue]:
-    """What the UI shows of a day; it plots the numbers over time."""
+def _metadata_of(table: Table, observation: DayObservation | None, now: datetime) -> dict[str, dg.MetadataValue]:
+    """What the UI shows of a day."""
     if observation is None:
         return {"dagster/partition_row_count": dg.MetadataValue.int(0), "files": dg.MetadataValue.int(0)}
     metadata: dict[str, dg.MetadataValue] = {
@@ -123,9 +123,11 @@ def _metadata_of(observation: DayObservation | None, now: datetime) -> dict[str,
     }
     if observation.committed_at:
         metadata["committed_at"] = dg.MetadataValue.timestamp(observation.committed_at)
-        metadata["commit_age_seconds"] = dg.MetadataValue.float((now - observation.committed_at).total_seconds())
+        metadata["commit_age_seconds"] = dg.MetadataValue.float(
+            round((now - observation.committed_at).total_seconds(), 1)
+        )
     if observation.newest:
-        metadata["newest_time"] = dg.MetadataValue.timestamp(observation.newest)
+        metadata[f"newest_{table.time_column}"] = dg.MetadataValue.timestamp(observation.newest)
     return metadata
 
 
