@@ -25,7 +25,7 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from kafka import KafkaProducer
@@ -63,6 +63,17 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int = 2
     events_per_second: float = 5_000.0
     """Of event time."""
+
+
+class Record(NamedTuple):
+    """One event on its way to the topic."""
+
+    timestamp: int
+    event_type: EventType
+    duration_ms: int
+    """0: it has none."""
+    key: bytes
+    value: bytes
 
 
 class Truth(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,29 +134,29 @@ def _fill_partition(bootstrap_servers: str, topic: str, load: Load, partition: i
 def _check(value: bytes) -> None:
     event = decode(value)
     if encode(event) != value:
-        raise InvalidEventError("record", value, f"what encode writes: {encode(event)!r}")
+        field = "record"
+        raise InvalidEventError(field, value, f"what encode writes: {encode(event)!r}")
 
 
-def partition_events(load: Load, partition: int) -> Iterator[tuple[int, EventType, int, bytes, bytes]]:
-    """The partition's events in order of their time: that time, type, duration (0: it has none), key and value."""
+def partition_events(load: Load, partition: int) -> Iterator[Record]:
+    """The partition's events in order of their time, as many as fall to it: sagas at the end may be cut short."""
     left = load.events // load.partitions + (partition < load.events % load.partitions)
     gap_ms = 1000.0 * EVENTS_PER_SAGA / load.events_per_second  # between two sagas, over all partitions
     ids = random.Random(f"{load.seed}:{partition}:ids")
-    ahead: list[tuple[int, int, EventType, int, bytes, bytes]] = []
+    ahead: list[tuple[int, int, Record]] = []
     number, made = partition, 0
     while left:
         now = BEGIN_MS + int(number * gap_ms)
         while left and ahead and ahead[0][0] < now:
-            moment, _, *event = heapq.heappop(ahead)
-            yield moment, *event
+            yield heapq.heappop(ahead)[2]
             left -= 1
-        for moment, *event in _live(draw_plan(load.seed, number), now, ids):
-            heapq.heappush(ahead, (moment, made, *event))  # `made` keeps those of one moment in their order
+        for record in _live(draw_plan(load.seed, number), now, ids):
+            heapq.heappush(ahead, (record.timestamp, made, record))  # `made` keeps those of one moment in their order
             made += 1
         number += load.partitions
 
 
-def _live(plan: Plan, begin_ms: int, ids: random.Random) -> Iterator[tuple[int, EventType, int, bytes, bytes]]:
+def _live(plan: Plan, begin_ms: int, ids: random.Random) -> Iterator[Record]:
     """One saga's events as its plan has them, in their order."""
     name, key = plan.model.name, plan.saga_id.encode()
     text = b'"%b"' % key
@@ -156,12 +167,15 @@ def _live(plan: Plan, begin_ms: int, ids: random.Random) -> Iterator[tuple[int, 
         error = _error(fate) if fate and fate.error_type else ()
         head = (_uuid7(moment, ids), text, run_id, sequence, moment)
         value = _template(name, event_type, step, bool(error)) % (*head, *measured, *error, *details)
-        yield moment, event_type, duration or 0, key, value
+        yield Record(moment, event_type, duration or 0, key, value)
 
 
 def _story(plan: Plan, begin_ms: int) -> list[tuple[int, EventType, str | None, int | None, Fate | None]]:
-    """What happens when: steps start when those before them completed; a failure lets the running ones end and undoes
-    in reverse what has a compensation, unless a pivot completed."""
+    """What happens when: time, type, step, duration, and the fate of what failed.
+
+    Steps start when those before them completed. A failure lets the running ones end, then what has a compensation is
+    undone in reverse, unless a pivot completed.
+    """
     ends: dict[str, int] = {}
     story: list[tuple[int, EventType, str | None, int | None, Fate | None]] = []
     broken: tuple[int, Fate] | None = None

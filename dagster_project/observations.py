@@ -102,6 +102,7 @@ def _sums_of(manifest: _Manifest) -> dict[date, _Sum]:
     sums: dict[date, _Sum] = {}
     for entry in manifest.file.fetch_manifest_entry(manifest.io):
         data = entry.data_file
+        day = _day(data, manifest.spec)
         part = _Sum(
             rows=data.record_count,
             files=1,
@@ -110,7 +111,6 @@ def _sums_of(manifest: _Manifest) -> dict[date, _Sum]:
             sequence=entry.sequence_number or 0,
             snapshot_id=entry.snapshot_id or 0,
         )
-        day = _day(data, manifest.spec)
         sums[day] = sums[day] + part if day in sums else part
     return sums
 

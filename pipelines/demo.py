@@ -139,7 +139,14 @@ class _Demo:
         with self._step("Iceberg tables"):
             self._catalog = open_catalog(self._settings)
             self._stored_before = row_count(self._catalog, EVENTS)
-        with self._step("PyFlink job"):
+        with self._step("real sagas, executed by sagaz"):
+            self._report.unlink(missing_ok=True)
+            command = [sys.executable, "-m", "pipelines", "workload", "--with-parent", "--report", str(self._report)]
+            log = self._settings.logs / "workload.log"
+            log.unlink(missing_ok=True)
+            self._load = processes.start([*command, *load], log, environment=self._settings.environment())
+            self._cleanup.callback(self._stop_load)
+        with self._step("PyFlink job"):  # the sagas run meanwhile: their first window is over when the job is there
             self._job = AnalyticsProcess(self._settings)
             self._cleanup.callback(self._job.stop)
             self._job.start()
@@ -148,13 +155,6 @@ class _Demo:
                     msg = f"the job did not start: {self._job.failure()}"
                     raise processes.ProcessFailedError(msg)
                 time.sleep(0.1)
-        with self._step("real sagas, executed by sagaz"):
-            self._report.unlink(missing_ok=True)
-            command = [sys.executable, "-m", "pipelines", "workload", "--with-parent", "--report", str(self._report)]
-            log = self._settings.logs / "workload.log"
-            log.unlink(missing_ok=True)
-            self._load = processes.start([*command, *load], log, environment=self._settings.environment())
-            self._cleanup.callback(self._stop_load)
 
     def show(self, seconds: float | None) -> None:
         """The live table, until the time is over or a signal comes."""

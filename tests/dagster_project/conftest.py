@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pyiceberg.catalog import Catalog
@@ -51,12 +52,22 @@ class Lake:
         return snapshot.snapshot_id
 
 
+@pytest.fixture(scope="session")
+def new_lake() -> Iterator[Callable[[Path], Lake]]:
+    """Make a lake with empty tables below a folder."""
+    with ExitStack() as opened:
+
+        def make(folder: Path) -> Lake:
+            settings = Settings(home=str(folder))
+            return Lake(settings, opened.enter_context(open_catalog(settings)))
+
+        yield make
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Iterator[Lake]:
+def lake(new_lake: Callable[[Path], Lake], tmp_path: Path) -> Lake:
     """A lake with empty tables."""
-    settings = Settings(home=str(tmp_path / "home"))
-    with open_catalog(settings) as catalog:
-        yield Lake(settings, catalog)
+    return new_lake(tmp_path / "home")
 
 
 def _row(table: Table, time: datetime) -> dict[str, Any]:
