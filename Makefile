@@ -40,7 +40,7 @@ lock: setup ## Write requirements.lock anew from pyproject.toml; versions stay w
 	$(LOCK) --output-file requirements.lock
 
 dagster: setup ## Open Dagster's UI on the demo's data, http://127.0.0.1:3000
-	@mkdir -p .sagascope/dagster
+	@mkdir -p .sagascope/dagster && cp dagster_project/dagster.yaml .sagascope/dagster/
 	@DAGSTER_HOME=$(CURDIR)/.sagascope/dagster $(BIN)/dagster dev -m dagster_project.definitions -h 127.0.0.1 -p 3000 $(ARGS)
 
 bench: setup ## Run the benchmarks; see bench/RESULTS.md

@@ -369,7 +369,7 @@ def _told(console: Console, mode: Mode, events: int) -> Callable[[Run], None]:
 def table(events: int, all_series: Iterable[Series]) -> Table:
     """The medians, each with least and most; at most 100 columns wide."""
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("")
+    shown.add_column("", no_wrap=True)
     for heading in ("run s", "K events/s", "CPU s per M", "all s", "broker", "JVM MiB", "others"):
         shown.add_column(heading, justify="right", no_wrap=True)
     million = events / 1e6
@@ -474,7 +474,7 @@ def main() -> None:
         truth = _topic(settings, load, console)
         console.print(
             f"{truth.events:,} events of {truth.value_bytes / truth.events:.0f} bytes, seed {load.seed}, "
-            f"{load.partitions} partitions; {truth.completed:,} steps and compensations completed, {truth.failed:,} failed",
+            f"{load.partitions} partitions; {truth.completed:,} steps completed, {truth.failed:,} failed",
             highlight=False,
         )
         task = Task(

@@ -6,7 +6,7 @@ with history.open(settings, since=yesterday) as saga_history:
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -80,7 +80,10 @@ def open(  # noqa: A001 - read as history.open
     if since and until and since > until:
         msg = f"since={since.isoformat()} is after until={until.isoformat()}"
         raise ValueError(msg)
-    catalog = catalog or open_catalog(settings)
+    if catalog is None:
+        with closing(open_catalog(settings)) as own, open(settings, since, until, catalog=own) as tables:
+            yield tables
+        return
     connection = duckdb.connect(":memory:")
     try:
         connection.execute("SET TimeZone = 'UTC'")
