@@ -59,7 +59,6 @@ def measure(seconds: str) -> Footprint:
     """Run the demo once, in a home of its own that is deleted afterwards."""
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir(parents=True)
-    (HOME / "jars").symlink_to(CHECKOUT / ".sagascope" / "jars")
     found, began = Footprint(), time.monotonic()
     demo = subprocess.Popen(
         [sys.executable, "-m", "pipelines", "demo", "--for", seconds],

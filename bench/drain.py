@@ -25,8 +25,8 @@ holds as many completed and failed steps and as many milliseconds as were synthe
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import re
 import shutil
 import signal
 import statistics
@@ -35,7 +35,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import psutil
@@ -43,62 +43,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from bench.flink_runs import Contender, Run, Task
 from bench.synthesise import Load, Truth, fill_topic
 from pipelines import processes, stack
-from warehouse import history
-from warehouse.catalog import open_catalog
 from warehouse.settings import CHECKOUT, Settings
-from warehouse.tables import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 HOME = CHECKOUT / ".sagascope" / "bench"
+FLINK_RUNS = Path(__file__).with_name("flink_runs.py")
 BYTES_PER_EVENT = 600
 """On the disk, with room to spare: the record, its row, and what is written before the last run's rows are deleted."""
 QUIET_SECONDS = 600.0
-SETTLE_SECONDS = 2.0
 
 Mode = Literal["cold", "warm"]
-Contender = Literal["baseline", "job", "variant"]
-
-
-class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """What a child process is to run, one after the other."""
-
-    home: str
-    bootstrap_servers: str
-    topic: str
-    truth: Truth
-    broker_pid: int
-    heap: str
-    contenders: tuple[Contender, ...]
-    options: dict[str, str]
-    """Of Flink, for the variant."""
-    table_properties: dict[str, str]
-    """Of Iceberg, for the variant."""
-    spawned: float
-    """When, by the monotonic clock, which all processes of a machine share."""
-
-
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of one drain."""
-
-    contender: Contender
-    run_seconds: float
-    all_seconds: float
-    cpu_seconds: float
-    """Of the Flink process tree while the job ran."""
-    all_cpu_seconds: float
-    """Of it from its start on; warm: from the call on."""
-    broker_cpu_seconds: float
-    other_cpu_seconds: float
-    """Of everything else on the machine, what the hypervisor took included, while the job ran."""
-    jvm_peak_bytes: int
-    facts: dict[str, int]
-    """What was found in the tables, or in the log for the baseline."""
-    faults: list[str]
-    """What of it is wrong."""
 
 
 class Series(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,157 +75,6 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 
 class DrainFailedError(RuntimeError):
     """A child process ended without its measurements."""
-
-
-# --- the child process: Flink --------------------------------------------------------------------------------------
-
-
-class _Reading:
-    """The clocks at one moment."""
-
-    def __init__(self, broker_pid: int) -> None:
-        me = psutil.Process()
-        tree = [me, *me.children(recursive=True)]
-        times = psutil.cpu_times()
-        self.wall = time.monotonic()
-        self.flink = sum(process.cpu_times().user + process.cpu_times().system for process in tree)
-        broker = psutil.Process(broker_pid).cpu_times()
-        self.broker = broker.user + broker.system
-        self.machine = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
-
-
-def run_task(task: Task) -> Iterator[Run]:
-    """Drain the topic once for each contender of the task, in this process."""
-    from jobs.flink import flink_log, prepare_jvm  # noqa: PLC0415 - only the child needs what leads to PyFlink
-
-    settings = Settings(home=task.home, bootstrap_servers=task.bootstrap_servers, topic=task.topic)
-    prepare_jvm(settings, heap=task.heap)
-    log = flink_log(settings)
-    for number, contender in enumerate(task.contenders):
-        if number:
-            _settle()
-        own = msgspec.structs.replace(settings, home=str(settings.root / f"run-{number}"))
-        began = _Reading(task.broker_pid) if number else None
-        log_begins = log.stat().st_size if log.exists() else 0
-        properties = task.table_properties if contender == "variant" else {}
-        _make_tables(own, properties)
-        client = _submit(own, contender, task.options if contender == "variant" else {})
-        accepted = _Reading(task.broker_pid)
-        client.get_job_execution_result().result()
-        ended = _Reading(task.broker_pid)
-        peak = _jvm_peak_bytes()
-        with log.open("rb") as lines:
-            lines.seek(log_begins)
-            said = lines.read().decode("utf-8", "replace")
-        facts = _read_to(said) if contender == "baseline" else _stored(own)
-        shutil.rmtree(own.root)
-        flink = ended.flink - accepted.flink
-        broker = ended.broker - accepted.broker
-        yield Run(
-            contender=contender,
-            run_seconds=ended.wall - accepted.wall,
-            all_seconds=ended.wall - (began.wall if began else task.spawned),
-            cpu_seconds=flink,
-            all_cpu_seconds=ended.flink - (began.flink if began else 0.0),
-            broker_cpu_seconds=broker,
-            other_cpu_seconds=max(0.0, ended.machine - accepted.machine - flink - broker),
-            jvm_peak_bytes=peak,
-            facts=facts,
-            faults=[
-                f"{name}: {facts[name]:,}, expected {wanted:,}"
-                for name, wanted in _expected(contender, task.truth).items()
-                if facts[name] != wanted
-            ],
-        )
-
-
-def _make_tables(settings: Settings, properties: dict[str, str]) -> None:
-    """An empty catalog with the job's tables."""
-    catalog = open_catalog(settings)
-    for table in TABLES if properties else ():
-        with catalog.load_table(table.identifier).transaction() as change:
-            change.set_properties(properties)
-
-
-def _submit(settings: Settings, contender: Contender, options: dict[str, str]) -> Any:
-    """`jobs.analytics.submit`, bounded, but for what the contender is about; returns the job's client."""
-    from pyflink.table import TableDescriptor  # noqa: PLC0415 - starts a JVM, which reads what prepare_jvm set
-
-    from jobs import analytics  # noqa: PLC0415 - see above
-    from jobs.flink import streaming_environment  # noqa: PLC0415 - see above
-
-    environment = streaming_environment(settings)
-    for key, value in options.items():
-        environment.get_config().set(key, value)
-    for sql in analytics.statements(settings, bounded=True):
-        environment.execute_sql(sql)
-    inserts = environment.create_statement_set()
-    if contender == "baseline":
-        # The sink takes the source's columns as they are, all of them: nothing for the planner to leave out.
-        inserts.add_insert(TableDescriptor.for_connector("blackhole").build(), environment.from_path("saga_events"))
-    else:
-        for sql in analytics.insert_statements(settings):
-            inserts.add_insert_sql(sql)
-    return inserts.execute().get_job_client()
-
-
-def _settle() -> None:
-    """Let the last run's mini cluster go, and its garbage, so that the next one does not pay for them."""
-    from pyflink.java_gateway import get_gateway  # noqa: PLC0415 - see _submit
-
-    time.sleep(SETTLE_SECONDS)
-    get_gateway().jvm.System.gc()
-
-
-def _jvm_peak_bytes() -> int:
-    """The kernel's own high-water mark of this process's JVM: no sampling, nothing missed."""
-    java = next(child for child in psutil.Process().children(recursive=True) if child.name() == "java")
-    match = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{java.pid}/status").read_text(), re.MULTILINE)
-    return int(match[1]) << 10 if match else 0
-
-
-def _read_to(log: str) -> dict[str, int]:
-    """A blackhole counts nothing; but the log says which split has which end, and which of them were read to it."""
-    ends = dict(re.findall(r"Partition: (\S+), StartingOffset: -2, StoppingOffset: (\d+)\]", log))
-    read = {
-        split.strip()
-        for splits in re.findall(r"Finished reading split\(s\) \[(.*?)\]", log)
-        for split in splits.split(",")
-    }
-    return {"records read": sum(int(end) for split, end in ends.items() if split in read)}
-
-
-def _stored(settings: Settings) -> dict[str, int]:
-    with history.open(settings) as tables:
-        rows, records = tables.sql(
-            "SELECT count(*), count(DISTINCT source_partition * 1000000000000 + source_offset) FROM events"
-        ).fetchall()[0]
-        completed, failed, milliseconds, windows = tables.sql(
-            "SELECT sum(completed), sum(failed), sum(avg_ms * (completed + failed)), count(DISTINCT window_start) FROM step_stats"
-        ).fetchall()[0]
-    return {
-        "rows": rows,
-        "distinct records": records,
-        "completed": int(completed or 0),
-        "failed": int(failed or 0),
-        "milliseconds": round(milliseconds or 0.0),  # of a sum of doubles, exact enough for whole milliseconds
-        "windows": windows,
-    }
-
-
-def _expected(contender: Contender, truth: Truth) -> dict[str, int]:
-    if contender == "baseline":
-        return {"records read": truth.events}
-    return {
-        "rows": truth.events,
-        "distinct records": truth.events,
-        "completed": truth.completed,
-        "failed": truth.failed,
-        "milliseconds": truth.duration_ms,
-    }
-
-
-# --- the parent process: broker, topic, children, table ------------------------------------------------------------
 
 
 def measure(
@@ -295,11 +103,11 @@ def _in_child(task: Task) -> Iterator[Run]:
     home = Path(task.home)
     log = home / "child.log"
     shutil.rmtree(home, ignore_errors=True)
-    _new_home(home)
+    home.mkdir(parents=True)
     task = msgspec.structs.replace(task, spawned=time.monotonic())
     with log.open("wb") as errors:
         child = subprocess.Popen(
-            [sys.executable, __file__, "--task", msgspec.json.encode(task).decode()],
+            [sys.executable, FLINK_RUNS, msgspec.json.encode(task).decode()],
             stdout=subprocess.PIPE,
             stderr=errors,
             start_new_session=True,  # Ctrl-C reaches us, and we stop it
@@ -319,12 +127,6 @@ def _in_child(task: Task) -> Iterator[Run]:
             processes.stop(process, 10.0)
         child.wait()
     shutil.rmtree(home)
-
-
-def _new_home(home: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        (home / "jars").symlink_to(CHECKOUT / ".sagascope" / "jars")
 
 
 def _topic(settings: Settings, load: Load, console: Console) -> Truth:
@@ -434,26 +236,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table-property", type=_pair, action="append", default=[], help="of Iceberg, for the variant")
     parser.add_argument("--quiet", type=float, metavar="LOAD", help="before each series wait for such a 1-minute load")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run's measurements there")
-    parser.add_argument("--task", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.events < 1 or given.repeat < 1:
         parser.error("--events and --repeat: 1 or more")
     return given
 
 
-def _run_child(task: Task) -> None:
-    for run in run_task(task):
-        sys.stdout.buffer.write(msgspec.json.encode(run) + b"\n")
-        sys.stdout.buffer.flush()
-
-
 def main() -> None:
     """Entry point."""
     given = _arguments()
-    if given.task:
-        _run_child(msgspec.json.decode(given.task, type=Task))
-        return
     console = Console(width=100)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # importing sagaz has configured logging, at INFO
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the broker is stopped then too
     if (free := shutil.disk_usage(CHECKOUT).free) < given.events * BYTES_PER_EVENT:
         sys.exit(f"drain: {free / 2**30:.1f} GiB free, {given.events * BYTES_PER_EVENT / 2**30:.1f} needed")
@@ -462,8 +255,8 @@ def main() -> None:
     settings = Settings(home=str(HOME / topic), topic=topic, partitions=load.partitions)
     if not _truth_file(settings).exists():
         stack.down(settings)
-        shutil.rmtree(settings.root)
-    _new_home(settings.root)
+        shutil.rmtree(settings.root, ignore_errors=True)
+    settings.root.mkdir(parents=True, exist_ok=True)
     turn: list[Contender] = ["baseline", "job"]
     if given.option or given.table_property:
         turn.append("variant")
@@ -481,7 +274,14 @@ def main() -> None:
             home=str(HOME / "flink"),
             bootstrap_servers=broker.bootstrap_servers,
             topic=settings.topic,
-            truth=truth,
+            events=truth.events,
+            expected={
+                "rows": truth.events,
+                "distinct records": truth.events,
+                "completed": truth.completed,
+                "failed": truth.failed,
+                "milliseconds": truth.duration_ms,
+            },
             broker_pid=broker.pid,
             heap=given.heap,
             contenders=(),

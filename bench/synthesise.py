@@ -2,7 +2,7 @@
 
     python bench/synthesise.py --bootstrap-servers 127.0.0.1:9092 --topic bench --events 3000000
 
-The sagas are those of `pipelines.workload_sagas` (six types, four to seven steps, log-normal durations, failures,
+The sagas are those of `pipelines.workload` (six types, four to seven steps, log-normal durations, failures,
 timeouts, compensations), drawn from the seed and lived through on paper, not executed: a step takes what its plan says,
 in modelled time. Each event is a template made by `sagascope.events.encode` with its values put in, so that a record's
 value is byte for byte what `encode` would have written; a sample of each partition is decoded and encoded to prove it.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import logging
 import multiprocessing
 import random
 import sys
@@ -31,13 +32,13 @@ import msgspec
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
-from pipelines.workload_sagas import SAGAS, draw_plan
+from pipelines.workload import SAGAS, draw_plan
 from sagascope.events import EventType, InvalidEventError, SagaEvent, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipelines.workload_sagas import Fate, Plan
+    from pipelines.workload.plan import Fate, Plan
 
 BEGIN_MS = int(datetime(2026, 1, 1, 6, tzinfo=UTC).timestamp() * 1000)
 """Fixed, so that the same seed is the same topic; in the past, as brokers refuse records from the future."""
@@ -108,6 +109,7 @@ def fill_topic(bootstrap_servers: str, topic: str, load: Load) -> Truth:
 
 
 def _fill_partition(bootstrap_servers: str, topic: str, load: Load, partition: int) -> Truth:
+    logging.getLogger("kafka").setLevel(logging.ERROR)  # importing sagaz has configured logging, at INFO
     producer: Any = KafkaProducer(bootstrap_servers=bootstrap_servers, batch_size=256 << 10, linger_ms=100)
     under_way: deque[Any] = deque()
     events = value_bytes = completed = failed = duration_ms = 0

@@ -15,38 +15,39 @@ import os
 import signal
 import sys
 import threading
-import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
-from jobs.flink import flink_log, interval, newest_checkpoint, prepare_jvm, statement, streaming_environment
-from warehouse.catalog import open_catalog
+from kafka.errors import KafkaError
+
+from jobs.flink import flink_log, interval, prepare_jvm, statement, streaming_environment
+from jobs.resume import CanNotResumeError, made_for, prepare
+from warehouse.catalog import CatalogError, open_catalog, row_count
 from warehouse.settings import InvalidSettingError, Settings
+from warehouse.tables import EVENTS
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import FrameType
 
 POLL_SECONDS = 0.25
-
-
-class StopRequestedError(Exception):
-    """SIGTERM or SIGINT arrived."""
 
 
 class SecondJobError(RuntimeError):
     """Another job writes the same tables; two of them would store every event twice."""
 
 
-def submit(settings: Settings, *, bounded: bool = False) -> Any:
-    """Submit the job; returns PyFlink's TableResult. With `bounded` it ends at what the topic held when it started."""
-    environment = streaming_environment(settings)
+def pipeline(settings: Settings, *, bounded: bool = False, checkpoint: Path | None = None) -> Any:
+    """The whole job as one PyFlink StatementSet, to execute or to explain.
+
+    With `bounded` it ends at what the topic held when it started, and closes all windows: for a topic that is read once.
+    """
+    environment = streaming_environment(settings, checkpoint)
     for sql in statements(settings, bounded=bounded):
         environment.execute_sql(sql)
     inserts = environment.create_statement_set()
     for sql in insert_statements(settings):
         inserts.add_insert_sql(sql)
-    return inserts.execute()
+    return inserts
 
 
 def statements(settings: Settings, *, bounded: bool = False) -> list[str]:
@@ -67,29 +68,29 @@ def insert_statements(settings: Settings) -> list[str]:
 
 
 def run(settings: Settings, *, bounded: bool = False) -> int:
-    """Run the job until it ends or a signal stops it; returns the process's exit code."""
+    """Run the job until it ends or a signal stops it; returns the process's exit code.
+
+    Raises:
+        InvalidSettingError: no Kafka is named.
+        SecondJobError: another job writes the same tables.
+        CanNotResumeError: the checkpoints are of another job, or lost.
+        kafka.errors.KafkaError: the broker does not answer.
+    """
     if not settings.bootstrap_servers:
         msg = "no Kafka to read from: set SAGASCOPE_BOOTSTRAP_SERVERS=host:port, or use `sagascope analyze`"
         raise InvalidSettingError(msg)
-    signal.signal(signal.SIGTERM, _request_stop)
-    signal.signal(signal.SIGINT, _request_stop)
-    client = None
-    try:
-        open_catalog(settings)  # makes the tables, whose partitioning Flink's DDL can't declare
-        _claim_tables(settings)
-        prepare_jvm(settings)
-        checkpoint = newest_checkpoint(settings.checkpoints)
-        _say("starting", resumes_from=str(checkpoint) if checkpoint else None)
-        client = submit(settings, bounded=bounded).get_job_client()
-        return _watch(client, settings)
-    except StopRequestedError:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if client is not None:
-            with suppress(Exception):  # the JVM may have got the signal too
-                client.cancel().result()
-        _say("stopped")
-        return 0
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with closing(open_catalog(settings)) as catalog:  # makes the tables, whose partitioning Flink's DDL can't declare
+        rows = row_count(catalog, EVENTS)
+    _claim_tables(settings)
+    job = made_for(settings, statements(settings) + insert_statements(settings))
+    checkpoint = prepare(settings.checkpoints, job, rows)
+    prepare_jvm(settings)
+    _say("starting", resumes_from=str(checkpoint) if checkpoint else None)
+    client = pipeline(settings, bounded=bounded, checkpoint=checkpoint).execute().get_job_client()
+    return _watch(client, settings, stop)
 
 
 def _claim_tables(settings: Settings) -> None:
@@ -106,16 +107,20 @@ def _claim_tables(settings: Settings) -> None:
     os.write(lock, str(os.getpid()).encode())
 
 
-def _watch(client: Any, settings: Settings) -> int:
-    """Say each change of the job's status until it ends; 0 when it finished, 1 when it failed."""
-    log, outcome, status = flink_log(settings), client.get_job_execution_result(), ""
-    while not outcome.done():
+def _watch(client: Any, settings: Settings, stop: threading.Event) -> int:
+    """Say each change of the job's status until it ends or is stopped; 0 unless it failed."""
+    log, outcome, told = flink_log(settings), client.get_job_execution_result(), ""
+    while not outcome.done() and not stop.wait(POLL_SECONDS):
         with suppress(Exception):  # the mini cluster goes away with its job, perhaps between these two lines
-            now = client.get_job_status().result().name.lower()
-            if now != status:
-                status = now
+            status = client.get_job_status().result().name.lower()
+            if status != told:
                 _say(status, **({"reason": last_cause(log)} if status in ("restarting", "failing") else {}))
-        time.sleep(POLL_SECONDS)
+                told = status
+    if stop.is_set():
+        with suppress(Exception):  # it may have ended meanwhile
+            client.cancel().result()
+        _say("stopped")
+        return 0
     try:
         outcome.result()
     except Exception as error:  # noqa: BLE001 - Py4J's error, whose text is the Java stack trace
@@ -136,10 +141,6 @@ def last_cause(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 64 * 1024))
         return root_cause(file.read().decode("utf-8", "replace"))
-
-
-def _request_stop(_signal: int, _frame: FrameType | None) -> None:
-    raise StopRequestedError
 
 
 def _stop_at_end_of_input() -> None:
@@ -165,8 +166,9 @@ def main() -> None:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     try:
         sys.exit(run(Settings.from_environment(os.environ), bounded=arguments.bounded))
-    except (InvalidSettingError, SecondJobError, FileNotFoundError) as error:
-        sys.exit(f"sagascope: {error}")
+    except (InvalidSettingError, SecondJobError, CanNotResumeError, CatalogError, KafkaError, OSError) as error:
+        _say("refused", reason=str(error))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

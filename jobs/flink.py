@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from warehouse.settings import Settings
 
+LOOPBACK = "127.0.0.1"
 SQL_FOLDER = Path(__file__).parent / "sql"
 LOG_CONFIGURATION = Path(__file__).parent / "log4j2.properties"
 
@@ -32,9 +33,13 @@ def prepare_jvm(settings: Settings, heap: str = "1g") -> None:
         raise FileNotFoundError(msg)
     settings.logs.mkdir(parents=True, exist_ok=True)
     os.environ["HADOOP_CLASSPATH"] = f"{jars}/*"
+    settings.temporary.mkdir(parents=True, exist_ok=True)
     os.environ["FLINK_LOG_DIR"] = str(settings.logs)
     os.environ["LOG4J_PROPERTIES"] = str(LOG_CONFIGURATION)
-    os.environ["JVM_ARGS"] = f"-Xmx{heap} -XX:MaxMetaspaceSize=512m -Dsagascope.log={flink_log(settings)}"
+    os.environ["JVM_ARGS"] = (
+        f"-Xmx{heap} -XX:MaxMetaspaceSize=512m "
+        f"-Dsagascope.log={flink_log(settings)} -Djava.io.tmpdir={settings.temporary}"
+    )
 
 
 def flink_log(settings: Settings) -> Path:
@@ -42,16 +47,23 @@ def flink_log(settings: Settings) -> Path:
     return settings.logs / "flink.log"
 
 
-def streaming_environment(settings: Settings) -> Any:
-    """A streaming TableEnvironment in this process's mini cluster, resuming from the newest checkpoint there is."""
+def streaming_environment(settings: Settings, checkpoint: Path | None = None) -> Any:
+    """A streaming TableEnvironment in this process's mini cluster, whose job resumes from `checkpoint`."""
     from pyflink.common import Configuration  # noqa: PLC0415 - starts a JVM, which reads what prepare_jvm set
     from pyflink.table import EnvironmentSettings, TableEnvironment  # noqa: PLC0415
 
     options = {
         "parallelism.default": settings.parallelism,
         "taskmanager.numberOfTaskSlots": settings.parallelism,
-        "rest.port": 0,
+        # A mini cluster has a REST server, too: for this machine alone, and to look, not to run anything.
+        "rest.address": LOOPBACK,
+        "rest.bind-address": LOOPBACK,
         "rest.bind-port": "0",
+        "web.submit.enable": "false",
+        "web.cancel.enable": "false",
+        "jobmanager.bind-host": LOOPBACK,
+        "taskmanager.bind-host": LOOPBACK,
+        "io.tmp.dirs": settings.temporary,
         "execution.checkpointing.interval": f"{settings.checkpoint_interval_ms} ms",
         "execution.checkpointing.min-pause": f"{settings.checkpoint_interval_ms // 2} ms",
         "execution.checkpointing.dir": settings.checkpoints.as_uri(),
@@ -64,7 +76,6 @@ def streaming_environment(settings: Settings) -> Any:
         "table.exec.iceberg.use-v2-sink": "true",  # the first version lost rows at the end of bounded runs
         "table.optimizer.reuse-optimize-block-with-digest-enabled": "true",  # one pass over the topic for all sinks
     }
-    checkpoint = newest_checkpoint(settings.checkpoints)
     if checkpoint is not None:
         options["execution.state-recovery.path"] = checkpoint.as_uri()
     configuration = Configuration()
@@ -80,12 +91,6 @@ def streaming_environment(settings: Settings) -> Any:
         f"'warehouse' = '{settings.warehouse_folder.as_uri()}')"
     )
     return environment
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The `chk-*` folder that was completed last, of any run of the job; None before the first."""
-    completed = list(folder.glob("*/chk-*/_metadata"))
-    return max(completed, key=lambda path: path.stat().st_mtime_ns).parent if completed else None
 
 
 def statement(name: str, parameters: Mapping[str, object]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 from typing import TYPE_CHECKING
 
 import msgspec
-import psutil
 
 from pipelines import processes
 
@@ -32,7 +32,14 @@ class AnalyticsProcess:
 
     def __init__(self, settings: Settings, *, bounded: bool = False) -> None:
         self._settings = settings
-        self._command = [sys.executable, "-m", "jobs.analytics", "--with-parent", *(["--bounded"] if bounded else [])]
+        self._command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "jobs.analytics",
+            "--with-parent",
+            *(["--bounded"] if bounded else []),
+        ]
         self._child: subprocess.Popen[bytes] | None = None
         self.log = settings.logs / "analytics.log"
 
@@ -42,9 +49,29 @@ class AnalyticsProcess:
         return self._child.pid if self._child else None
 
     def start(self) -> None:
-        """Start it; it resumes from its newest checkpoint by itself."""
-        self.log.unlink(missing_ok=True)
-        self._child = processes.start(self._command, self.log, environment=self._settings.environment())
+        """Start it; it resumes from its newest checkpoint by itself.
+
+        Raises:
+            ProcessFailedError: another one writes the same tables; its log is left alone.
+        """
+        if holder := self._holder():
+            msg = f"another analytics job (pid {holder}) writes the tables of {self._settings.root}: stop it first"
+            raise processes.ProcessFailedError(msg)
+        self._child = processes.start(
+            self._command, self.log, temporary=self._settings.temporary, environment=self._settings.environment()
+        )
+
+    def _holder(self) -> str | None:
+        """The pid of the job that has claimed the tables (see `jobs.analytics`); None where none has."""
+        try:
+            with (self._settings.checkpoints / "lock").open() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return lock.read()
+        except FileNotFoundError:
+            pass
+        return None
 
     def exit_code(self) -> int | None:
         """None while it runs."""
@@ -59,7 +86,10 @@ class AnalyticsProcess:
             return last
         for line in lines:
             if line.startswith(b'{"job"'):
-                said = msgspec.json.decode(line, type=JobStatus)
+                try:
+                    said = msgspec.json.decode(line, type=JobStatus)
+                except msgspec.DecodeError:  # half a line: the rest is being written
+                    break
                 last = msgspec.structs.replace(said, resumes_from=said.resumes_from or last.resumes_from)
         return last
 
@@ -68,9 +98,6 @@ class AnalyticsProcess:
         reason = self.status().reason
         return f"{reason} (log: {self.log})" if reason else f"log {self.log} ends:\n{processes.last_lines(self.log)}"
 
-    def stop(self) -> None:
-        """Ask it to cancel, keeping its newest checkpoint; after 30 s end it, with its JVM."""
-        if self._child is None or self._child.poll() is not None:
-            return
-        processes.stop(psutil.Process(self._child.pid), STOP_SECONDS)
-        self._child.wait()
+    def stop(self) -> int | None:
+        """Ask it to cancel, keeping its newest checkpoint; after 30 s end it, with its JVM. Its exit code, if it ran."""
+        return None if self._child is None else processes.stop_child(self._child, STOP_SECONDS)

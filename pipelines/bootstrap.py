@@ -4,10 +4,12 @@ Standard library only, and no syntax newer than Python 3.7: it has to be able to
 nothing, in a blink, where all is there already. Each thing that is missing is one line with its cure.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,7 @@ PACKAGES_STAMP = VENV / "sagascope-requirements.sha256"
 JARS_STAMP = STATE / "jars" / "pom.sha256"
 
 COMMAND = """#!/bin/sh
-exec "{python}" -m pipelines "$@"
+exec {python} -P -m pipelines "$@"
 """
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     except MissingError as missing:
         sys.exit(f"sagascope: {missing}")
     except OSError as error:
-        sys.exit(f"sagascope: set-up failed: {error}")
+        sys.exit(f"sagascope: {disk_full() if error.errno == errno.ENOSPC else f'set-up failed: {error}'}")
     except KeyboardInterrupt:
         sys.exit("\nsagascope: set-up interrupted; run it again, it goes on where it was")
 
@@ -68,6 +70,13 @@ def find_python() -> str:
         f"Python 3.11 is not on the PATH (this is {sys.version_info[0]}.{sys.version_info[1]}): install it (Debian 12: "
         "apt install python3.11-venv; elsewhere: pyenv install 3.11), or name one with PYTHON=/path/to/python3.11"
     )
+
+
+def require_venv(python: str) -> None:
+    """That Python can make virtual environments: Debian's is without them until a package of its own is there."""
+    probe = subprocess.run([python, "-c", "import ensurepip, venv"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if probe.returncode:
+        raise MissingError(f"{python} can't make virtual environments: apt install python3.11-venv")
 
 
 def find_java() -> str:
@@ -96,6 +105,7 @@ def find_maven() -> str:
 def install_packages(python: str) -> None:
     """A new virtual environment with exactly what the lock file names, each file checked by its hash."""
     require_disk()
+    require_venv(python)
     total = len(re.findall(r"^[A-Za-z0-9_.-]+==", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     with Step("Python packages", "about 1.5 GB in .venv, two minutes or more the first time") as step:
         shutil.rmtree(str(VENV), ignore_errors=True)
@@ -112,7 +122,7 @@ def install_packages(python: str) -> None:
         step.run([*pip, "--no-deps", "--require-hashes", "-r", str(ROOT / "requirements.lock")], fetched)
         step.run([*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
         command = VENV / "bin" / "sagascope"
-        command.write_text(COMMAND.format(python=VENV / "bin" / "python"))
+        command.write_text(COMMAND.format(python=shlex.quote(str(VENV / "bin" / "python"))))
         command.chmod(0o755)
     PACKAGES_STAMP.write_text(stamp_of(ROOT / "requirements.lock"))
 
@@ -175,9 +185,9 @@ class Step:
                 self.show(counter.note(line.strip()))
         if child.wait():
             self.show("")
+            if any("No space left on device" in line for line in lines):
+                raise disk_full()
             said = "\n".join(line for line in lines[-12:] if line)
-            if "No space left on device" in said:
-                raise MissingError(f"the disk is full: free {DISK_NEEDED_GIB} GiB for {ROOT}")
             raise MissingError(f"{self.name} failed; check the network and run it again. It said:\n{said}")
 
 
@@ -186,6 +196,11 @@ def require_disk() -> None:
     free = shutil.disk_usage(str(ROOT)).free / 2.0**30
     if free < DISK_NEEDED_GIB:
         raise MissingError(f"{free:.1f} GiB free for {ROOT}, {DISK_NEEDED_GIB} needed: free some")
+
+
+def disk_full() -> MissingError:
+    """What to do where the room ran out on the way."""
+    return MissingError(f"the disk is full: free {DISK_NEEDED_GIB} GiB for {ROOT}")
 
 
 def version_of(command: List[str]) -> str:

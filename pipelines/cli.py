@@ -6,6 +6,7 @@ import asyncio
 import csv
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,19 +24,25 @@ import msgspec
 import typer
 from kafka.errors import KafkaError
 from rich.console import Console
+from rich.markup import escape
 
 from pipelines import processes, stack
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.durations import InvalidDurationError, parse_duration
 from pipelines.terminal import make_console, rows_as_table
-from warehouse.settings import Settings
+from warehouse.settings import CHECKOUT, PREFIX, Settings
 
 if TYPE_CHECKING:
     from pipelines.workload import WorkloadReport
     from sagascope import EventListener
 
+SHOWN_SETTINGS = dict(zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True))
+
 app = typer.Typer(
     help="Sagascope shows what sagas do, while they do it and long after.",
+    epilog="Settings are environment variables: "
+    + ", ".join(f"{PREFIX}{name.upper()}={value}" for name, value in SHOWN_SETTINGS.items())
+    + f". What each means: {CHECKOUT / 'warehouse' / 'settings.py'}",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -63,7 +71,7 @@ def _duration(text: str) -> float:
 
 
 def _moment(text: str) -> datetime:
-    """An ISO moment (UTC unless it says otherwise), or how long ago: 90s, 15m, 2h, 7d."""
+    """An ISO moment (UTC unless it says otherwise), or how long ago: 90s, 15m, 2h."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -102,8 +110,16 @@ def demo(seconds: For = None, rate: Rate = 20, seed: Seed = 7, scale_time: Scale
 
 @app.command()
 def up() -> None:
-    """Start the local Kafka broker and make the topic; nothing happens where it runs already."""
-    broker = stack.up(_settings())
+    """Start the local Kafka broker and make the topic; nothing happens where it runs already.
+
+    With SAGASCOPE_BOOTSTRAP_SERVERS set it only makes the topic there.
+    """
+    settings = _settings()
+    if settings.bootstrap_servers:
+        stack.make_topic(settings)
+        console.print(f"topic {settings.topic} is at [bold]{settings.bootstrap_servers}[/]")
+        return
+    broker = stack.up(settings)
     console.print(f"Kafka runs at [bold]{broker.bootstrap_servers}[/] (pid {broker.pid})")
 
 
@@ -115,16 +131,25 @@ def down() -> None:
 
 @app.command()
 def status() -> None:
-    """Say whether the local Kafka broker runs. Exit code 1 when it does not."""
+    """Say whether Kafka answers, and what of its topic is stored, malformed, missing or still to do.
+
+    Exit code 1 when Kafka does not run, or a valid event is missing from the tables.
+    """
     settings = _settings()
-    broker = stack.status(settings)
-    if broker is None:
-        console.print("Kafka was never started here: `sagascope up`")
+    servers = stack.bootstrap_servers(settings)
+    console.print(f"Kafka at [bold]{servers}[/], topic {settings.topic}")
+    if _print_balance(msgspec.structs.replace(settings, bootstrap_servers=servers)):
         raise typer.Exit(1)
-    if report := stack.crash_report(settings):
-        console.print(report, markup=False)
-        raise typer.Exit(1)
-    console.print(f"Kafka runs at [bold]{broker.bootstrap_servers}[/] (pid {broker.pid}), topic {settings.topic}")
+
+
+def _print_balance(settings: Settings) -> int:
+    """Each partition's account; returns how many events are missing or stored twice."""
+    from warehouse import parity
+
+    accounts = parity.balance(settings)
+    names = ("partition", "end", "stored", "malformed", "missing", "doubled", "lag")
+    console.print(rows_as_table(names, [tuple(getattr(account, name) for name in names) for account in accounts]))
+    return sum(account.missing + account.doubled for account in accounts)
 
 
 @app.command(name="workload")
@@ -177,20 +202,19 @@ def workload_command(
 
 
 @app.command()
-def analyze(
-    *,
-    bounded: Annotated[
-        bool, typer.Option("--bounded", help="End at what the topic holds now, closing all windows.")
-    ] = False,
-) -> None:
-    """Run the PyFlink job: topic to tables. Resumes from its newest checkpoint; Ctrl-C stops it."""
+def analyze() -> None:
+    """Run the PyFlink job: topic to tables. Resumes from its newest checkpoint; Ctrl-C stops it.
+
+    Says at its end what it stored, and how many malformed records it met. Exit code 1 when the job failed.
+    """
     settings = _settings()
     settings = msgspec.structs.replace(settings, bootstrap_servers=stack.bootstrap_servers(settings))
-    job = AnalyticsProcess(settings, bounded=bounded)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    job.start()
+    job = AnalyticsProcess(settings)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     told = ""
     try:
+        job.start()
         while (code := job.exit_code()) is None:
             now = job.status()
             if now.status != told:
@@ -200,12 +224,11 @@ def analyze(
             time.sleep(0.25)
     except KeyboardInterrupt:
         console.print("stopping; the next start resumes from the newest checkpoint")
-        job.stop()
-        return
+        code = job.stop()
     if code:
-        errors.print(f"[bold red]sagascope:[/] the job failed: {job.failure()}", highlight=False)
-        raise typer.Exit(1)
-    console.print("job finished")
+        msg = f"the job failed: {job.failure()}"
+        raise processes.ProcessFailedError(msg)
+    _print_balance(settings)
 
 
 @app.command()
@@ -238,11 +261,17 @@ def sql(
             writer.writerows(rows)
         case Format.JSON:
             for row in rows:
-                sys.stdout.write(json.dumps(dict(zip(columns, row, strict=True)), default=_json_value) + "\n")
+                fields = {column: _json_value(value) for column, value in zip(columns, row, strict=True)}
+                sys.stdout.write(json.dumps(fields, default=str) + "\n")
 
 
 def _json_value(value: object) -> object:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+    """As JSON has it: numbers as numbers, moments in ISO 8601, no NaN."""
+    if isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 async def _run_workload(
@@ -287,7 +316,5 @@ def main() -> None:
     try:
         app(prog_name="sagascope")
     except EXPECTED as error:
-        errors.print(
-            f"[bold red]sagascope:[/] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True
-        )
+        errors.print(f"[bold red]sagascope:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import sys
 import time
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import psutil
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from pipelines import processes, stack
@@ -25,6 +28,7 @@ from warehouse.tables import EVENTS
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
+    from pathlib import Path
 
     from pyiceberg.catalog import Catalog
     from rich.console import Console
@@ -36,40 +40,15 @@ REFRESH_SECONDS = 1.0
 PRINT_EVERY_SECONDS = 20.0
 """How often the table is printed where there is no terminal to redraw it in."""
 ROWS_WITHOUT_TERMINAL = 12
+JOB_START_SECONDS = 120.0
 DRAIN_SECONDS = 90.0
 WORKLOAD_GRACE_SECONDS = 30.0
 RESTARTS = 3
-
-RECENT_STATISTICS = """
-    SELECT saga_name, step_name, sum(completed + failed) AS ended, sum(failed) / sum(completed + failed) AS failure_rate,
-        sum(avg_ms * (completed + failed)) / sum(completed + failed) AS avg_ms,
-        arg_max(p50_ms, window_end) AS p50_ms, arg_max(p95_ms, window_end) AS p95_ms,
-        arg_max(p99_ms, window_end) AS p99_ms, max(window_end) AS window_end
-    FROM step_stats
-    WHERE phase = 'step' AND window_end > (SELECT max(window_end) FROM step_stats) - INTERVAL 1 MINUTE
-    GROUP BY saga_name, step_name
-    ORDER BY saga_name, step_name
-"""
-
-SLOWEST_AND_FLAKIEST = """\
-SELECT saga_name, step_name, count(*) AS ended,
-    round(avg((event_type = 'step_failed')::INT), 4) AS failure_rate,
-    quantile_cont(duration_ms, 0.5) AS p50_ms, quantile_cont(duration_ms, 0.95) AS p95_ms,
-    CASE 1
-        WHEN rank() OVER (ORDER BY p50_ms DESC) THEN 'slowest'
-        WHEN rank() OVER (ORDER BY failure_rate DESC) THEN 'flakiest'
-    END AS finding
-FROM events
-WHERE event_type IN ('step_completed', 'step_failed')
-GROUP BY saga_name, step_name
-ORDER BY finding IS NULL, p95_ms DESC
-LIMIT 8
-"""
-"""One statement that finds the slow and the flaky step of the workload."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _StopRequestedError(Exception):
-    """Ctrl-C or SIGTERM."""
+    """Ctrl-C, SIGTERM, or a terminal that was closed."""
 
 
 def run(
@@ -78,216 +57,235 @@ def run(
     """Run it to Ctrl-C, or for `seconds` of load; returns 0 when every event sent is stored.
 
     Raises:
-        StackError: the broker can't start or has ended.
+        StackError: the broker can't start or has ended, or another demo runs here.
         ProcessFailedError: the job or the load has ended.
     """
-    with ExitStack() as cleanup, _stoppable():
-        demo = _Demo(settings, console, cleanup)
+    load = ["--rate", f"{rate:g}", "--seed", str(seed), "--scale-time", f"{scale_time:g}"]
+    with _signals(signal.SIG_IGN), _only_one(settings), ExitStack() as cleanup:  # nothing interrupts the cleaning up
+        demo = None
         try:
-            demo.set_up(["--rate", f"{rate:g}", "--seed", str(seed), "--scale-time", f"{scale_time:g}"])
-            demo.show(seconds)
+            with _signals(_request_stop):
+                demo = set_up(settings, console, cleanup, load)
+                demo.show(seconds)
         except _StopRequestedError:
-            console.print("\nStopping (what was sent is still stored; Ctrl-C again does not hurry it) …", style="dim")
-        return demo.close()
+            console.print("\nStopping: what was sent is still stored …", style="dim")
+        return demo.close() if demo else 130
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM raise once; while it closes they are ignored."""
-
-    def stop(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _StopRequestedError
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+def _signals(handler: Any) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, one_before in before.items():
+            signal.signal(number, one_before)
 
 
-class _Demo:
-    """One run of it. Whatever it starts is stopped by `cleanup`, in reverse order."""
+def _request_stop(_number: int, _frame: object) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise _StopRequestedError
 
-    def __init__(self, settings: Settings, console: Console, cleanup: ExitStack) -> None:
-        self._settings = settings
-        self._console = console
-        self._cleanup = cleanup
-        self._catalog: Catalog | None = None
-        self._job: AnalyticsProcess | None = None
-        self._load: subprocess.Popen[bytes] | None = None
-        self._report = settings.root / "workload.json"
-        self._begins: dict[int, int] = {}
-        self._stored_before = 0
-        self._restarts = 0
-        self._began = time.monotonic()
-        self._started_at = datetime.now(UTC)
-        self._first_seen: float | None = None
 
-    def set_up(self, load: list[str]) -> None:
-        """Broker, tables, job, load; says each as it is done."""
-        with self._step("Kafka broker"):
-            broker_ran = (broker := stack.status(self._settings)) is not None and broker.process is not None
-            if not self._settings.bootstrap_servers:
-                if not broker_ran:
-                    self._cleanup.callback(stack.down, self._settings)
-                servers = stack.up(self._settings).bootstrap_servers
-                self._settings = msgspec.structs.replace(self._settings, bootstrap_servers=servers)
-            self._begins = parity.read_ends(self._settings)
-        with self._step("Iceberg tables"):
-            self._catalog = open_catalog(self._settings)
-            self._stored_before = row_count(self._catalog, EVENTS)
-        with self._step("real sagas, executed by sagaz"):
-            self._report.unlink(missing_ok=True)
-            command = [sys.executable, "-m", "pipelines", "workload", "--with-parent", "--report", str(self._report)]
-            log = self._settings.logs / "workload.log"
-            log.unlink(missing_ok=True)
-            self._load = processes.start([*command, *load], log, environment=self._settings.environment())
-            self._cleanup.callback(self._stop_load)
-        with self._step("PyFlink job"):  # the sagas run meanwhile: their first window is over when the job is there
-            self._job = AnalyticsProcess(self._settings)
-            self._cleanup.callback(self._job.stop)
-            self._job.start()
-            while self._job.status().status != "running":
-                if self._job.exit_code() is not None:
-                    msg = f"the job did not start: {self._job.failure()}"
-                    raise processes.ProcessFailedError(msg)
-                time.sleep(0.1)
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    settings.root.mkdir(parents=True, exist_ok=True)
+    with (settings.root / "demo.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            msg = f"a demo (pid {lock.read()}) runs in {settings.root} already: end it, or set SAGASCOPE_HOME"
+            raise stack.StackError(msg) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _step(console: Console, what: str) -> Iterator[None]:
+    began = time.monotonic()
+    with console.status(what):
+        yield
+    console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - began:.1f} s")
+
+
+def set_up(settings: Settings, console: Console, cleanup: ExitStack, load: list[str]) -> Demo:
+    """Broker, tables, load, job, each said as it is done; whatever is started, `cleanup` stops, in reverse order."""
+    began, started_at = time.monotonic(), datetime.now(UTC)
+    with _step(console, "Kafka broker"):
+        if settings.bootstrap_servers:
+            stack.make_topic(settings)
+        else:
+            broker = stack.status(settings)
+            if broker is None or broker.process is None:
+                cleanup.callback(stack.down, settings)
+            servers = stack.up(settings).bootstrap_servers
+            settings = msgspec.structs.replace(settings, bootstrap_servers=servers)
+        begins = parity.read_ends(settings)
+    with _step(console, "Iceberg tables"):
+        catalog = open_catalog(settings)
+        cleanup.callback(catalog.close)
+        stored_before = row_count(catalog, EVENTS)
+    job = AnalyticsProcess(settings)
+    with _step(console, "real sagas, executed by sagaz"):
+        report = settings.root / "workload.json"
+        report.unlink(missing_ok=True)
+        command = [sys.executable, "-P", "-m", "pipelines", "workload", "--with-parent", "--report", str(report), *load]
+        child = processes.start(
+            command, settings.logs / "workload.log", temporary=settings.temporary, environment=settings.environment()
+        )
+        cleanup.callback(processes.stop_child, child, WORKLOAD_GRACE_SECONDS)
+    demo = Demo(settings, console, catalog, job, child, report, begins, stored_before, began, started_at)
+    with _step(console, "PyFlink job"):  # the sagas run meanwhile: their first window is over when the job is there
+        cleanup.callback(job.stop)
+        job.start()
+        while job.status().status != "running":
+            if job.exit_code() is not None:
+                msg = f"the job did not start: {job.failure()}"
+                raise processes.ProcessFailedError(msg)
+            if time.monotonic() > began + JOB_START_SECONDS:
+                msg = f"the job does not run after {JOB_START_SECONDS:.0f} s, it is {job.status().status}: {job.failure()}"
+                raise processes.ProcessFailedError(msg)
+            demo.watch_load_and_broker()
+            time.sleep(0.2)
+    return demo
+
+
+@dataclass
+class Demo:
+    """A demo that runs: what it shows, and how it ends."""
+
+    settings: Settings
+    console: Console
+    catalog: Catalog
+    job: AnalyticsProcess
+    load: subprocess.Popen[bytes]
+    report: Path
+    begins: dict[int, int]
+    stored_before: int
+    began: float
+    started_at: datetime
+    restarts: int = 0
+    first_seen: float | None = field(default=None)
 
     def show(self, seconds: float | None) -> None:
         """The live table, until the time is over or a signal comes."""
-        end = time.monotonic() + seconds if seconds else None
-        if self._console.is_terminal:
-            with Live(console=self._console, refresh_per_second=2, vertical_overflow="ellipsis") as live:
-                while end is None or time.monotonic() < end:
+        end = time.monotonic() + seconds if seconds else float("inf")
+        if self.console.is_terminal:
+            with Live(console=self.console, refresh_per_second=2, vertical_overflow="ellipsis") as live:
+                while time.monotonic() < end:
                     self._watch()
                     live.update(self._screen())
                     time.sleep(REFRESH_SECONDS)
             return
         printed = float("-inf")
-        while end is None or time.monotonic() < end:
+        while time.monotonic() < end:
             self._watch()
-            first = self._first_seen
-            screen = self._screen()
-            if time.monotonic() - printed >= PRINT_EVERY_SECONDS or first != self._first_seen:
+            seen, screen = self.first_seen, self._screen()
+            if time.monotonic() - printed >= PRINT_EVERY_SECONDS or seen != self.first_seen:
                 printed = time.monotonic()
-                self._console.print(screen)
+                self.console.print(screen)
             time.sleep(REFRESH_SECONDS)
 
     def close(self) -> int:
         """Let all that was sent be stored; say what is in the history and whether anything is missing."""
-        if self._load is None or self._job is None or self._catalog is None:
-            self._cleanup.close()
-            return 130
-        with self._step("sagas under way end"):
-            self._stop_load()
-        with self._step("the job stores what was sent"):
+        with _step(self.console, "sagas under way end"):
+            processes.stop_child(self.load, WORKLOAD_GRACE_SECONDS)
+        with _step(self.console, "the job stores what was sent"):
             accounts = self._drain()
-        with self._step("everything that was started is stopped"):
-            self._cleanup.close()
-        self._print_history()
+        with _step(self.console, "the job stops"):
+            self.job.stop()
+        self.console.print(
+            "\n[bold]DuckDB over the Iceberg history[/]: the slowest and the flakiest step, and the next"
+        )
+        query = history.report("slowest_and_flakiest")
+        self.console.print(query, style="dim", highlight=False, markup=False)
+        with history.open(self.settings, catalog=self.catalog) as tables:
+            answer = tables.sql(query)
+            self.console.print(rows_as_table(answer.columns, answer.fetchall()))
         return self._print_counts(accounts)
 
-    @contextmanager
-    def _step(self, what: str) -> Iterator[None]:
-        began = time.monotonic()
-        with self._console.status(what):
-            yield
-        self._console.print(f"[green]✓[/] {what} [dim]{time.monotonic() - began:.1f} s")
+    def watch_load_and_broker(self) -> None:
+        """Notice what ended by itself.
 
-    def _watch(self) -> None:
-        """Notice what ended by itself: the job is started again, anything else ends the demo."""
-        assert self._job  # noqa: S101 - set_up made it
-        assert self._load  # noqa: S101 - and this
-        if report := self._broker_report():
-            raise stack.StackError(report)
-        if self._load.poll() is not None:
-            log = self._settings.logs / "workload.log"
+        Raises:
+            StackError: the broker.
+            ProcessFailedError: the load.
+        """
+        ours = stack.status(self.settings)
+        if ours and ours.bootstrap_servers == self.settings.bootstrap_servers:  # else it is the user's own Kafka
+            crash = stack.crash_report(self.settings)
+            if crash:
+                raise stack.StackError(crash)
+        if self.load.poll() is not None:
+            log = self.settings.logs / "workload.log"
             msg = f"the load ended by itself; its log {log} ends:\n{processes.last_lines(log)}"
             raise processes.ProcessFailedError(msg)
-        if self._job.exit_code() is not None:
-            if self._restarts == RESTARTS:
-                msg = f"the job ended {RESTARTS + 1} times: {self._job.failure()}"
-                raise processes.ProcessFailedError(msg)
-            self._restarts += 1
-            reason = f"[yellow]The job ended, and resumes from its newest checkpoint:[/] {self._job.failure()}"
-            self._console.print(reason)
-            self._job.start()
 
-    def _broker_report(self) -> str | None:
-        ours = stack.status(self._settings)
-        if ours is None or ours.bootstrap_servers != self._settings.bootstrap_servers:
-            return None  # the user's own Kafka
-        return stack.crash_report(self._settings)
+    def _watch(self) -> None:
+        """The same; and a job that ended is started again, some times."""
+        self.watch_load_and_broker()
+        if self.job.exit_code() is None:
+            return
+        failure = self.job.failure()
+        if self.restarts == RESTARTS:
+            msg = f"the job ended {RESTARTS + 1} times: {failure}"
+            raise processes.ProcessFailedError(msg)
+        self.restarts += 1
+        self.console.print(f"[yellow]The job ended, and resumes from its newest checkpoint:[/] {escape(failure)}")
+        self.job.start()
 
     def _screen(self) -> Group:
-        assert self._job  # noqa: S101 - set_up made it
-        assert self._catalog  # noqa: S101 - and this
-        with history.open(self._settings, since=self._started_at, catalog=self._catalog) as tables:
-            rows = tables.sql(RECENT_STATISTICS).fetchall()
-        stored = row_count(self._catalog, EVENTS) - self._stored_before
-        elapsed = time.monotonic() - self._began
-        status = self._job.status()
+        since = self.started_at - timedelta(seconds=self.settings.window_seconds)
+        with history.open(self.settings, since=since, catalog=self.catalog) as tables:
+            rows = tables.sql(history.report("recent_statistics")).fetchall()
+        stored = row_count(self.catalog, EVENTS) - self.stored_before
+        elapsed, status, terminal = time.monotonic() - self.began, self.job.status(), self.console.is_terminal
         head = Text.assemble(
             ("sagascope demo", "bold"),
             f"  {elapsed:,.0f} s   {stored:,} events stored   job {status.status}",
             (f"   {status.reason}" if status.reason else "", "yellow"),
-            ("   Ctrl-C ends it" if self._console.is_terminal else "", "dim"),
+            ("   Ctrl-C ends it" if terminal else "", "dim"),
         )
         if not rows:
             return Group(head, Text("The first window of statistics is still open …", style="dim"))
-        if self._first_seen is None:
-            self._first_seen = elapsed
-        newest = rows[0][-1]
+        if self.first_seen is None:
+            self.first_seen = elapsed
         foot = Text(
-            f"Count, failures and mean: the last minute; percentiles: each step's newest {self._settings.window_seconds} s"
-            f" window, to {newest:%H:%M:%S} UTC. First statistics after {self._first_seen:.0f} s.",
+            f"Counts, failures and mean: the last minute; percentiles: each step's newest {self.settings.window_seconds} s"
+            f" window, to {rows[0][-1]:%H:%M:%S} UTC. First statistics after {self.first_seen:.0f} s.",
             style="dim",
         )
-        room = self._console.height - 8 if self._console.is_terminal else ROWS_WITHOUT_TERMINAL
-        return Group(head, statistics_table(rows, room), foot)
-
-    def _stop_load(self) -> None:
-        if self._load is not None and self._load.poll() is None:
-            processes.stop(psutil.Process(self._load.pid), WORKLOAD_GRACE_SECONDS)
-            self._load.wait()
+        return Group(head, statistics_table(rows, self.console.height - 8 if terminal else ROWS_WITHOUT_TERMINAL), foot)
 
     def _drain(self) -> list[parity.PartitionBalance]:
         deadline = time.monotonic() + DRAIN_SECONDS
         while True:
-            accounts = parity.balance(self._settings, self._begins)
+            accounts = parity.balance(self.settings, self.begins)
             behind = sum(account.lag + account.missing for account in accounts)
-            ended = self._job is None or self._job.exit_code() is not None
-            if not behind or ended or time.monotonic() > deadline:
+            if not behind or self.job.exit_code() is not None or time.monotonic() > deadline:
                 return accounts
-            time.sleep(0.5)
-
-    def _print_history(self) -> None:
-        self._console.print(
-            "\n[bold]DuckDB over the Iceberg history[/] — the slowest and the flakiest step, and the next:"
-        )
-        self._console.print(SLOWEST_AND_FLAKIEST, style="dim", highlight=False)
-        with history.open(self._settings) as tables:
-            answer = tables.sql(SLOWEST_AND_FLAKIEST)
-            self._console.print(rows_as_table(answer.columns, answer.fetchall()))
+            time.sleep(1.0)
 
     def _print_counts(self, accounts: list[parity.PartitionBalance]) -> int:
-        sent, failed = _sent(self._report)
-        stored = sum(account.stored for account in accounts)
-        malformed = sum(account.malformed for account in accounts)
-        missing = sum(account.missing + account.lag for account in accounts)
-        doubled = sum(account.doubled for account in accounts)
+        sent, failed = _sent(self.report)
+        stored, malformed, doubled = (
+            sum(getattr(account, name) for account in accounts) for name in ("stored", "malformed", "doubled")
+        )
+        missing = max(sum(account.missing + account.lag for account in accounts), (sent or 0) - stored)
         shown = "unknown (the load wrote no report)" if sent is None else f"{sent:,}"
-        self._console.print(
+        whole = sent is not None and not failed and not missing and not doubled
+        self.console.print(
             f"Events of this run: sent {shown}, stored {stored:,}, missing {missing:,}"
             + (f", stored twice {doubled:,}" if doubled else "")
             + (f", malformed {malformed:,}" if malformed else "")
-            + (f", never accepted by the broker {failed:,}" if failed else ""),
-            style="bold green" if not missing and not doubled and not failed else "bold red",
+            + (f", never accepted by the broker {failed:,}" if failed else "")
+            + (f" ({stored - sent:,} are of another sender)" if sent is not None and stored > sent else ""),
+            style="bold green" if whole else "bold red",
         )
-        whole = sent is not None and not failed and not missing and not doubled
         return 0 if whole else 1
 
 
@@ -305,8 +303,8 @@ def statistics_table(rows: list[tuple[Any, ...]], room: int) -> Table:
     last = None
     for saga, step, ended, rate, avg, p50, p95, p99, _ in (row for row in rows if (row[0], row[1]) in kept):
         table.add_row(
-            saga if saga != last else "",
-            step,
+            Text(saga if saga != last else ""),
+            Text(step),
             f"{ended:,.0f}",
             Text(f"{rate:.1%}", style="bold red" if rate == flakiest and rate > 0 else "red" if rate > 0.1 else ""),
             _milliseconds(avg),
@@ -324,7 +322,7 @@ def _milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
-def _sent(report: Any) -> tuple[int | None, int]:
+def _sent(report: Path) -> tuple[int | None, int]:
     try:
         facts = msgspec.json.decode(report.read_bytes())
     except (OSError, msgspec.DecodeError):

@@ -13,28 +13,41 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+LOGS_KEPT = 3
+
 
 class ProcessFailedError(RuntimeError):
     """A process ended by itself; the message has the last lines of its log."""
 
 
 def start(
-    command: Sequence[str], log: Path, *, environment: Mapping[str, str] | None = None
+    command: Sequence[str], log: Path, *, temporary: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, so that Ctrl-C reaches only us, with all its output appended to `log`.
+    """Start a process in a session of its own, so that Ctrl-C reaches only us, with all its output in a new `log`.
 
-    Its standard input is a pipe that nobody writes to: a child that watches it notices when this process is gone.
+    The log of the run before is kept as `log.1`, and so on. Temporary files go to the folder `temporary`. Standard input
+    is a pipe that nobody writes to: a child that watches it notices when this process is gone.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    temporary.mkdir(parents=True, exist_ok=True)
+    rotate(log)
+    with log.open("wb") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | dict(environment or {}),
+            env=os.environ | {"TMPDIR": str(temporary)} | dict(environment or {}),
             start_new_session=True,
         )
+
+
+def rotate(log: Path) -> None:
+    """Make room for a new log; the newest ones before it are kept as .1, .2 and .3."""
+    for number in range(LOGS_KEPT, 0, -1):
+        older = log.with_name(f"{log.name}.{number - 1}") if number > 1 else log
+        if older.exists():
+            older.replace(log.with_name(f"{log.name}.{number}"))
 
 
 def alive(pid: int, began: float) -> psutil.Process | None:
@@ -49,20 +62,30 @@ def alive(pid: int, began: float) -> psutil.Process | None:
         return None
 
 
-def stop(process: psutil.Process, seconds: float) -> None:
-    """Ask it to end, with all that it started; after `seconds` make it."""
+def stop(process: psutil.Process, seconds: float) -> bool:
+    """Ask it to end; after `seconds` end it and all that it started. Says whether it ended by itself."""
     try:
         family = [process, *process.children(recursive=True)]
         process.terminate()
     except psutil.NoSuchProcess:
-        return
+        return True
     _, left = psutil.wait_procs(family, timeout=seconds)
-    for straggler in left:
+    _kill(left)
+    return not left
+
+
+def stop_child(child: subprocess.Popen[bytes], seconds: float) -> int:
+    """The same for a child of this process; returns its exit code, negative where it had to be killed."""
+    if child.poll() is None:
+        descendants = psutil.Process(child.pid).children(recursive=True)
+        child.terminate()
         try:
-            straggler.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=5)
+            child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        _, left = psutil.wait_procs(descendants, timeout=5)
+        _kill(left)
+    return child.wait()
 
 
 def last_lines(log: Path, number: int = 12) -> str:
@@ -72,3 +95,12 @@ def last_lines(log: Path, number: int = 12) -> str:
             return "".join(deque(lines, maxlen=number)).rstrip()
     except FileNotFoundError:
         return "(no log)"
+
+
+def _kill(stragglers: Sequence[psutil.Process]) -> None:
+    for straggler in stragglers:
+        try:
+            straggler.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(stragglers, timeout=5)

@@ -184,9 +184,7 @@ def _start(settings: Settings, last: Broker | None) -> Broker:
         if done.returncode:
             msg = f"Kafka could not format {folder / 'data'}: {(done.stdout + done.stderr).strip()[-800:]}"
             raise StackError(msg)
-    log = _log(settings)
-    log.unlink(missing_ok=True)
-    child = processes.start([*options, "kafka.Kafka", str(config)], log)
+    child = processes.start([*options, "kafka.Kafka", str(config)], _log(settings), temporary=settings.temporary)
     broker = Broker(child.pid, psutil.Process(child.pid).create_time(), port, controller_port)
     _remember(settings, broker)
     return broker
@@ -207,6 +205,8 @@ def _await_ready(settings: Settings, broker: Broker) -> None:
             time.sleep(0.2)
         else:
             return
+    if process := broker.process:
+        processes.stop(process, STOP_SECONDS)
     msg = f"the Kafka broker did not answer within {READY_SECONDS:.0f} s ({error}). {_log_says(settings)}"
     raise StackError(msg)
 
@@ -270,7 +270,11 @@ def _ports(wanted: tuple[int, int]) -> tuple[int, int]:
 
 
 def _remember(settings: Settings, broker: Broker) -> None:
-    _state_file(settings).write_bytes(msgspec.json.encode(broker))
+    """All or nothing: a reader never finds half a file."""
+    file = _state_file(settings)
+    half = file.with_suffix(".new")
+    half.write_bytes(msgspec.json.encode(broker))
+    half.replace(file)
 
 
 def _state_file(settings: Settings) -> Path:
@@ -282,4 +286,7 @@ def _log(settings: Settings) -> Path:
 
 
 def _log_says(settings: Settings) -> str:
-    return f"Its log {_log(settings)} ends:\n{processes.last_lines(_log(settings))}"
+    said = f"Its log {_log(settings)} ends:\n{processes.last_lines(_log(settings))}"
+    if "No space left on device" in said:
+        return f"The disk of {settings.root} is full: free some, then `sagascope up`. {said}"
+    return said

@@ -17,6 +17,8 @@ from msgspec import Meta
 
 SCHEMA_VERSION = 1
 ERROR_MESSAGE_LIMIT = 8 * 1024
+FARTHEST_AHEAD_MS = 5 * 60 * 1000
+"""An event whose timestamp is further ahead of its record's own is rejected: it would close every window before it."""
 CUT_MARK = " … [cut by sagascope]"
 
 _INT64 = 2**63 - 1

@@ -135,6 +135,8 @@ class SagaScope:
         self._attributes: dict[str, str] = {}
         self._clock = clock
         self.parent: SagaScope | None = None
+        self.opener: object | None = None
+        """Whose hooks tell of this run: the run that is current when they are called may be another's."""
         self.steps_leave: asyncio.Task[Any] | None = None
         """The task whose runs do all steps in other tasks: a run that begins in this one is no part of this run, which
         was cancelled, and nobody told."""
@@ -275,7 +277,7 @@ class SagaScope:
             error_type=type(error).__name__ if error is not None else None,
             error_message=_text(error) if error is not None else None,
             context_keys=context_keys,
-            attributes=self._attributes,
+            attributes=self._attributes.copy(),  # an event is nobody else's to change
             definition_id=self._definition_id,
             parent_saga_id=self.parent.saga_id if self.parent else None,
             service=self._service,

@@ -9,19 +9,15 @@ import msgspec
 import pytest
 
 from pipelines import stack
-from warehouse.settings import CHECKOUT, Settings
+from warehouse.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-JARS = CHECKOUT / ".sagascope" / "jars"
-
 
 def home_settings(folder: Path) -> Settings:
-    """Settings with all state below `folder`, and the checkout's jars."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "jars").symlink_to(JARS)
+    """Settings with all state below `folder`."""
     return Settings(home=str(folder), checkpoint_interval_ms=1_000, idle_timeout_ms=10_000)
 
 

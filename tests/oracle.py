@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
 
@@ -48,9 +48,14 @@ def read_topic(settings: Settings) -> Topic:
         for records in consumer.poll(timeout_ms=500).values():
             for record in records:
                 try:
-                    events.append(decode(record.value))
+                    event = decode(record.value)
                 except InvalidEventError:
                     malformed += 1
+                    continue
+                if event.timestamp > record.timestamp + 300_000:  # five minutes ahead of its record
+                    malformed += 1
+                else:
+                    events.append(event)
     consumer.close()
     return Topic(events, malformed)
 
@@ -106,11 +111,11 @@ def differences(tables: History, topic: Topic, window_seconds: int, until: datet
 
     `until` compares only windows that end by then: those that the stream has closed.
     """
-    found = []
-    stored = Counter(row[0] for row in tables.sql("SELECT event_id FROM events").fetchall())
-    expected = Counter(event.event_id for event in topic.events)
-    found += [f"event {event_id}: {n} too few" for event_id, n in (expected - stored).items()]
-    found += [f"event {event_id}: {n} too many" for event_id, n in (stored - expected).items()]
+    fields = ", ".join(f'"{name}"' for name in SagaEvent.__struct_fields__)
+    stored = Counter(map(_as_event, tables.sql(f"SELECT {fields} FROM events").fetchall()))
+    expected = Counter(repr(event) for event in topic.events)
+    found = [f"{n} too few: {event}" for event, n in (expected - stored).items()]
+    found += [f"{n} too many: {event}" for event, n in (stored - expected).items()]
     bound = f"WHERE window_end <= TIMESTAMPTZ '{until.isoformat()}'" if until else ""
     rows = tables.sql(f"SELECT {COLUMNS} FROM step_stats {bound} ORDER BY 1, 3, 4, 5").fetchall()
     closed = [e for e in topic.events if until is None or window_end(e, window_seconds) <= until]
@@ -124,6 +129,16 @@ def differences(tables: History, topic: Topic, window_seconds: int, until: datet
         if got is None or not all(map(_same, got, row)):
             found.append(f"window {_key(row)}: got {got}, expected {row}")
     return found
+
+
+def _as_event(row: tuple[Any, ...]) -> str:
+    """A row of `events` as the event that it came from; NULL is the field's default."""
+    values = dict(zip(SagaEvent.__struct_fields__, row, strict=True))
+    values["event_type"] = EventType(values["event_type"])
+    values["timestamp"] = round(values["timestamp"].timestamp() * 1000)
+    values["context_keys"] = tuple(values["context_keys"] or ())
+    values["attributes"] = dict(values["attributes"] or {})
+    return repr(SagaEvent(**values))
 
 
 def _key(row: tuple[object, ...]) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from pyiceberg.catalog.sql import SqlCatalog
+from sqlalchemy.exc import SQLAlchemyError
 
 from warehouse.tables import NAMESPACE, TABLES
 
@@ -38,13 +39,29 @@ TABLE_PROPERTIES = {
 }
 
 
+class CatalogError(RuntimeError):
+    """The catalog can't be opened; names its file, the reason, and what to do."""
+
+
 def open_catalog(settings: Settings) -> Catalog:
     """The catalog with all tables of this version in it; made if absent, and safe beside other openers.
 
     Raises:
         OSError: its folder can't be written.
-        sqlite3.OperationalError: its file is no database, or stays locked.
+        CatalogError: its file is no database, or stays locked.
     """
+    try:
+        return _open(settings)
+    except (sqlite3.Error, SQLAlchemyError) as error:
+        reason = getattr(error, "orig", None) or error
+        msg = (
+            f"the catalog {settings.catalog_file} can't be opened ({reason}): where it is locked, stop what holds it; "
+            "where it is damaged, `make clean` starts afresh"
+        )
+        raise CatalogError(msg) from error
+
+
+def _open(settings: Settings) -> Catalog:
     folder = settings.catalog_file.parent
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "making.lock").open("w") as lock:

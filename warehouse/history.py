@@ -7,6 +7,7 @@ with history.open(settings, since=yesterday) as saga_history:
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +28,22 @@ if TYPE_CHECKING:
     from warehouse.settings import Settings
 
 READING = {duckdb.StatementType.SELECT}  # EXPLAIN would run what it explains, if asked to ANALYZE
+
+
+REPORTS = Path(__file__).parent / "sql"
+
+
+def report(name: str) -> str:
+    """The SQL of a named report, one of `warehouse/sql/*.sql`: for `History.sql`, or to be read.
+
+    Raises:
+        LookupError: no report has that name; names those there are.
+    """
+    try:
+        return (REPORTS / f"{name}.sql").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        msg = f"no report {name!r}; there are {', '.join(sorted(file.stem for file in REPORTS.glob('*.sql')))}"
+        raise LookupError(msg) from None
 
 
 class ReadOnlyError(ValueError):

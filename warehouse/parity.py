@@ -1,4 +1,4 @@
-"""The balance between the topic and the tables: per partition, offsets = stored + malformed + missing + lag.
+"""The balance between the topic and the tables: per partition, records = stored + malformed + missing + lag.
 
 It reads the topic itself, so that it trusts nobody's counters.
 """
@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaTimeoutError
 
-from sagascope.events import InvalidEventError, decode
+from sagascope.events import FARTHEST_AHEAD_MS, InvalidEventError, decode
 from warehouse import history
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from kafka.consumer.fetcher import ConsumerRecord
 
     from warehouse.settings import Settings
 
@@ -32,11 +35,11 @@ class PartitionBalance(NamedTuple):
     doubled: int
     """Rows in `events` beyond the first of their offset."""
     malformed: int
-    """Offsets without a row whose record is no valid event."""
+    """Records without a row that are no valid event, or whose timestamp is too far ahead of the record's own."""
     missing: int
-    """Offsets without a row, before the last stored one, whose record is a valid event: they are lost."""
+    """Valid events without a row, before the last stored one: they are lost."""
     lag: int
-    """Offsets after the last stored one that are not known to be malformed: the job has them still to do."""
+    """Valid events after the last stored one: the job has them still to do."""
 
 
 def read_ends(settings: Settings) -> dict[int, int]:
@@ -102,36 +105,39 @@ def _balance_of(
     ).fetchall()
     malformed = missing = lag = 0
     for first, until in gaps:
-        bad = _count_malformed(consumer, topic, first, until)
+        valid, bad = _read(consumer, topic, first, until)
         malformed += bad
         if first > last:
-            lag += until - first - bad
+            lag += valid
         else:
-            missing += until - first - bad
+            missing += valid
     return PartitionBalance(topic.partition, begin, end, stored, rows - stored, malformed, missing, lag)
 
 
-def _count_malformed(consumer: KafkaConsumer, topic: TopicPartition, first: int, until: int) -> int:
-    """How many records at offsets in [first, until) are no valid events."""
+def _read(consumer: KafkaConsumer, topic: TopicPartition, first: int, until: int) -> tuple[int, int]:
+    """How many records at offsets in [first, until) are valid events, and how many are not."""
     consumer.assign([topic])
     consumer.seek(topic, first)
-    malformed, position, silent = 0, first, 0
-    while position < until and silent < SILENT_POLLS:
+    counts, position, silent = [0, 0], first, 0
+    while position < until:
         records = consumer.poll(timeout_ms=POLL_MS).get(topic, [])
         silent = 0 if records else silent + 1
+        if silent == SILENT_POLLS:
+            msg = f"{topic.topic}-{topic.partition} gave no record from offset {position} on: is the broker up?"
+            raise KafkaTimeoutError(msg)
         for record in records:
             if record.offset < until:
-                malformed += _is_malformed(record.value)
+                counts[_is_malformed(record)] += 1
         position = consumer.position(topic)
-    return malformed
+    return counts[0], counts[1]
 
 
-def _is_malformed(value: bytes | None) -> bool:
+def _is_malformed(record: ConsumerRecord) -> bool:
     try:
-        decode(value or b"")
+        event = decode(record.value or b"")
     except InvalidEventError:
         return True
-    return False
+    return bool(event.timestamp > record.timestamp + FARTHEST_AHEAD_MS)
 
 
 def _consumer(settings: Settings) -> KafkaConsumer:
@@ -146,6 +152,6 @@ def _consumer(settings: Settings) -> KafkaConsumer:
 def _partitions(consumer: KafkaConsumer, settings: Settings) -> list[TopicPartition]:
     partitions = consumer.partitions_for_topic(settings.topic)
     if not partitions:
-        msg = f"no topic {settings.topic!r} at {settings.bootstrap_servers}: `sagascope up` makes it"
+        msg = f"no topic {settings.topic!r} at {settings.bootstrap_servers}: make it, or let `sagascope up` or `sagascope demo` do so"
         raise ValueError(msg)
     return [TopicPartition(settings.topic, number) for number in sorted(partitions)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where things are and how the job computes. Each field is read from `SAGASCOPE_<FIELD>`."""
 
     home: str = str(CHECKOUT / ".sagascope")
-    """Folder of all local state: broker data, catalog, tables, checkpoints, logs, jars."""
+    """Folder of all local state: broker data, catalog, tables, checkpoints, logs."""
     bootstrap_servers: str = ""
     """The Kafka to use, host:port; empty: the local one that `sagascope up` starts."""
     topic: Name = "saga-events"
@@ -45,6 +46,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_interval_ms: Positive = 5_000
     """How often the job commits: the freshness of the tables."""
 
+    def __post_init__(self) -> None:
+        if strange := sorted(set(re.findall(r"[^A-Za-z0-9/._~+=@-]", str(self.root)))):
+            msg = (
+                f"{PREFIX}HOME={str(self.root)!r}: Kafka, Flink and Iceberg each read {' '.join(map(repr, strange))} in a "
+                f"path in a way of their own; set {PREFIX}HOME to a folder of letters, digits and . _ ~ + = @ -"
+            )
+            raise InvalidSettingError(msg)
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
         """The defaults, overridden by variables `SAGASCOPE_…`.
@@ -61,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             try:
                 msgspec.convert({name: value}, cls, strict=False)
             except msgspec.ValidationError as error:
+                if isinstance(error.__cause__, InvalidSettingError):
+                    raise error.__cause__ from None
                 msg = f"{PREFIX}{name.upper()}={value!r}: {str(error).split(' - at ')[0]}"
                 raise InvalidSettingError(msg) from error
         return msgspec.convert(given, cls, strict=False)
@@ -96,5 +107,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def jars(self) -> Path:
-        """Where `make` puts the jars: `flink/` and `kafka/`."""
-        return self.root / "jars"
+        """Where `make setup` puts the jars, `flink/` and `kafka/`: in the checkout, wherever `home` is."""
+        return CHECKOUT / ".sagascope" / "jars"
+
+    @property
+    def temporary(self) -> Path:
+        """Where the processes' temporary files go."""
+        return self.root / "tmp"

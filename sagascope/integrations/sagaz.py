@@ -44,7 +44,7 @@ class _Hooks(sagaz.SagaListener):  # type: ignore[misc] # sagaz's annotations do
 
     def _run(self, *, ending: bool = False) -> SagaScope | None:
         """The run that a hook now called is about."""
-        return current_scope()
+        return _opened_by(self)
 
     async def on_step_enter(self, saga_name: str, step_name: str, ctx: dict[str, Any]) -> None:
         if scope := self._run():
@@ -97,12 +97,14 @@ class SagazBridge(_Hooks):
         sagas: Iterable[sagaz.Saga | type[sagaz.Saga]] = (),
         service: str | None = None,
         attribute_keys: Collection[str] = (),
+        clock: Clock | None = None,
     ) -> None:
         super().__init__(listeners)
         instances = (saga() if isinstance(saga, type) else saga for saga in sagas)
         self._definitions = {d.saga_name: d for d in map(definition_of, instances)}
         self._service = service
         self._attribute_keys = attribute_keys
+        self._clock = clock or Clock()
 
     async def on_saga_start(self, saga_name: str, saga_id: str, ctx: dict[str, Any]) -> None:
         run = current_scope()
@@ -116,28 +118,28 @@ class SagazBridge(_Hooks):
             definition=self._definitions.get(saga_name),
             service=self._service,
             attribute_keys=self._attribute_keys,
-            clock=Clock(),
+            clock=self._clock,
         )
-        run.bridge, run.steps_leave = self, asyncio.current_task()
+        run.opener, run.steps_leave = self, asyncio.current_task()
         run.enter()  # in the task that runs the saga, so that its steps' tasks inherit it
         await run.started(ctx)
 
     def _run(self, *, ending: bool = False) -> SagaScope | None:
-        run = current_scope()
-        if not isinstance(run, _BridgedRun) or run.bridge is not self:
+        run, task = current_scope(), asyncio.current_task()
+        if not ending and run is not None and run.steps_leave is task:
+            run = run.parent  # that one was cancelled: its steps' hooks are called in other tasks
+        if run is None or run.opener is not self:  # no further outwards: another bridge may tell of the same run
             return None
-        return None if ending and run.steps_leave is not asyncio.current_task() else run
+        return None if ending and run.steps_leave is not task else run
 
 
 class _BridgedRun(SagaScope):
     """A run that a bridge opened. sagaz runs steps in tasks of their own, and tells no hook that a run was cancelled."""
 
-    bridge: SagazBridge
-
     def is_also(self, bridge: SagazBridge, saga_name: str, saga_id: str) -> bool:
         """Whether a saga that starts now, as another bridge hears, is this run."""
         same = (self.saga_name, self.saga_id, self.steps_leave) == (saga_name, saga_id, asyncio.current_task())
-        return same and self.bridge is not bridge and self._sequence == 1
+        return same and self.opener is not bridge and self._sequence == 1
 
     async def join(self, listeners: Iterable[SagaListener], context: dict[str, Any]) -> None:
         """Tell these listeners too, from the start on: one run has one identity, however many bridges it has."""
@@ -155,6 +157,8 @@ class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not
     """The reporting service's name, for the events."""
     attribute_keys: ClassVar[Collection[str]] = ()
     """Keys of the context whose values may leave the service, as attributes to slice by."""
+    clock: ClassVar[Clock] = Clock()
+    """For tests."""
 
     def __init__(
         self,
@@ -194,7 +198,7 @@ class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not
         definition = definition_of(self)
         for step in self._steps:
             if step.compensation_fn and not isinstance(step.compensation_fn, _WatchedCompensation):
-                step.compensation_fn = _WatchedCompensation(step.step_id, step.compensation_fn)
+                step.compensation_fn = _WatchedCompensation(self._hooks, step.step_id, step.compensation_fn)
         async with saga_scope(
             str(given),
             definition.saga_name,
@@ -202,7 +206,9 @@ class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not
             definition=definition,
             service=self.service,
             attribute_keys=self.attribute_keys,
+            clock=self.clock,
         ) as scope:
+            scope.opener = self._hooks
             await scope.started(initial_context | {"saga_id": given})
             result: dict[str, Any] = await super().run(initial_context, given)
             return result
@@ -211,7 +217,10 @@ class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not
 class _WatchedCompensation:
     """Tells the scope when a compensation fails, at that moment and with its error: sagaz swallows both."""
 
-    def __init__(self, step_name: str, compensation: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    def __init__(
+        self, hooks: _Hooks, step_name: str, compensation: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> None:
+        self._hooks = hooks
         self._step_name = step_name
         self._compensation = compensation
 
@@ -226,8 +235,16 @@ class _WatchedCompensation:
             raise
 
     def _note(self, error: Exception) -> None:
-        if scope := current_scope():
+        if scope := _opened_by(self._hooks):
             scope.note_compensation_failed(self._step_name, error)
+
+
+def _opened_by(hooks: _Hooks) -> SagaScope | None:
+    """The innermost run around the caller that these hooks opened: one within it may be a cancelled one's remains."""
+    run = current_scope()
+    while run is not None and run.opener is not hooks:
+        run = run.parent
+    return run
 
 
 def definition_of(saga: sagaz.Saga) -> SagaDefinition:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import math
 import queue
 import threading
 import time
@@ -30,7 +31,8 @@ logger = logging.getLogger(__name__)
 _LOG_EVERY_SECONDS = 10.0
 _GRACE_SECONDS = 5.0
 """What a close may take beyond its timeout: a driver's call that can't be interrupted."""
-_CLOSE = None
+_RETRY_SECONDS = 0.5
+_CLOSE = (math.inf, None)
 
 
 class DeliveryCounts(NamedTuple):
@@ -45,9 +47,9 @@ class KafkaListener(EventListener):
     """Writes each event to a topic, keyed by saga_id, CloudEvents 1.0 attributes in the headers (binary mode).
 
     `write` only hands over to a thread of its own: it never waits for the broker, and a broker that is down does not
-    stop a saga. Up to `buffer_events` are held for up to `delivery_timeout` seconds each; what could not be sent by
-    then, or did not fit, is counted in `counts.failed` and logged. The order of a saga's events is kept, and retries
-    of the idempotent producer double nothing.
+    stop a saga. Up to `buffer_events` are held, each for up to `delivery_timeout` seconds until it can be sent and as
+    long again until a broker took it; what was too late, or did not fit, is counted in `counts.failed` and logged. The
+    order of a saga's events is kept, and retries of the idempotent producer double nothing.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ class KafkaListener(EventListener):
             bootstrap_servers: One or more host:port.
             topic: The topic; must exist, or the broker must create it.
             buffer_events: How many events may be under way at once; more are refused, counted and logged.
-            delivery_timeout: Seconds after which an event that no broker took is given up.
+            delivery_timeout: Seconds after which an event that can't be sent (no broker, no such topic), or that was
+                sent and no broker took, is given up.
             close_timeout: Seconds that `close` waits for what is under way.
             producer_options: More of kafka-python's producer options (security, compression, linger …).
         """
@@ -121,8 +124,9 @@ class KafkaListener(EventListener):
             span.under_way += room
             self._accepted += len(events)
             self._failed += refused
+        deadline = time.monotonic() + self._delivery_timeout
         for event in events[:room]:
-            span.queue.put(event)
+            span.queue.put((deadline, event))
         if refused:
             self._log_failed(f"{under_way} events are under way already, buffer_events={self._buffer_events}")
 
@@ -146,7 +150,11 @@ class KafkaListener(EventListener):
         producer = self._connect(span, producer_class)
         if producer is None:
             return
-        while not span.over and (event := span.queue.get()) is not _CLOSE:
+        while not span.over:
+            self._give_up_late(span)
+            _, event = span.queue.get()
+            if event is None:
+                break
             try:
                 future = producer.send(
                     self.topic,
@@ -177,13 +185,21 @@ class KafkaListener(EventListener):
             try:
                 producer = producer_class(**options | self._producer_options)
             except Exception as error:  # noqa: BLE001 - a service must come up without its broker
+                self._give_up_late(span)
                 self._log("no broker at %s yet: %s", self._bootstrap_servers, error)
-                if span.closing.wait(0.5):
+                if span.closing.wait(_RETRY_SECONDS):
                     return None
             else:
                 atexit.unregister(span.at_exit)  # the producer registered itself to be closed at exit:
                 atexit.register(span.at_exit)  # be called before it, which is after it in order
                 return producer
+
+    def _give_up_late(self, span: _Span) -> None:
+        """Count as failed what is past its deadline: the eldest come first, and only this thread takes any out."""
+        waiting = span.queue.queue
+        while waiting and waiting[0][0] <= time.monotonic():
+            span.queue.get()
+            self._count_error(span, TimeoutError(f"no broker to take it within {self._delivery_timeout:g} s"))
 
     def _finish(self, producer: Any) -> None:
         try:
@@ -235,7 +251,8 @@ class _Span:
     at_exit: Callable[[], None]
 
     def __init__(self) -> None:
-        self.queue: queue.SimpleQueue[SagaEvent | None] = queue.SimpleQueue()
+        self.queue: queue.Queue[tuple[float, SagaEvent | None]] = queue.Queue()
+        """Each with its deadline by the monotonic clock; no event means close."""
         self.closing = threading.Event()
         self.under_way = 0
         self.over = False

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -18,12 +20,19 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.flink, pytest.mark.broker]
 
+DEMO = [sys.executable, "-m", "pipelines", "demo", "--rate", "10"]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """A home of its own, and short windows."""
+    return os.environ | {"SAGASCOPE_HOME": settings.home, "SAGASCOPE_WINDOW_SECONDS": "5", "TERM": "xterm"}
+
 
 def demo(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
-    """Start `sagascope demo` with a home of its own."""
+    """Start `sagascope demo`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "demo", *arguments],
-        env=os.environ | {"SAGASCOPE_HOME": settings.home, "SAGASCOPE_WINDOW_SECONDS": "5"},
+        [*DEMO, *arguments],
+        env=environment(settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -42,49 +51,76 @@ def ours(settings: Settings) -> list[str]:
     return found
 
 
-def test_demo_shows_statistics_stops_everything_and_misses_nothing(local: Settings) -> None:
-    """It ends by itself with a table, the history's answer, equal counts, exit code 0, and no process left; twice."""
-    for _ in range(2):
-        with demo(local, "--for", "20s", "--rate", "10") as process:
+def test_demo_misses_nothing_and_a_second_run_goes_on(local: Settings) -> None:
+    """It ends by itself with statistics, the history's answer, equal counts, exit code 0, and no process left; twice."""
+    for seconds in ("20s", "5s"):
+        with demo(local, "--for", seconds) as process:
             output, _ = process.communicate(timeout=150)
         assert process.returncode == 0, output
-        assert "push_firmware" in output
         assert "slowest" in output
         counts = re.search(r"sent ([\d,]+), stored ([\d,]+), missing 0\s", output)
         assert counts is not None, output
         assert counts[1] == counts[2] != "0"
         assert ours(local) == []
+        if seconds == "20s":
+            assert re.search(r"loan-origination +\w+ +\d+ +\d+\.\d%", output.split("DuckDB over")[0]), output
 
 
-def test_ctrl_c_is_a_normal_end(local: Settings) -> None:
-    """Ctrl-C during the load still stores what was sent, says the counts, and leaves nothing running."""
-    with demo(local, "--rate", "10") as process:
-        _await_load(local)
+def test_a_terminal_shows_the_live_table_and_ctrl_c_ends_it(local: Settings) -> None:
+    """In a terminal the table is redrawn; Ctrl-C still stores what was sent, says the counts, leaves nothing running."""
+    master, slave = pty.openpty()
+    with subprocess.Popen(
+        DEMO, env=environment(local), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    ) as process:
+        os.close(slave)
+        shown = _read_until(master, process, b"First statistics after", 120)
+        assert b"Ctrl-C ends it" in shown
+        with demo(local, "--for", "5s") as second:
+            refused, _ = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert f"a demo (pid {process.pid}) runs in" in refused
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    assert re.search(r"missing 0\s", output), output
+        shown = _read_until(master, process, b"Events of this run", 120) + _read_until(master, process, None, 60)
+        assert process.wait(30) == 0, shown.decode()
+    os.close(master)
+    assert re.search(rb"missing 0\s", shown)
+    assert ours(local) == []
+
+
+def test_ctrl_c_during_set_up_leaves_nothing(local: Settings) -> None:
+    """Before there is anything to account for, Ctrl-C stops what was started and exits with 130."""
+    with demo(local) as process:
+        log = local.logs / "kafka.log"
+        deadline = time.monotonic() + 60
+        while not log.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
     assert ours(local) == []
 
 
 def test_a_demo_that_was_killed_leaves_only_the_broker(local: Settings) -> None:
     """After `kill -9` job and load notice that their parent is gone; the broker stays, for `down` or the next demo."""
-    with demo(local, "--rate", "10") as process:
-        _await_load(local)
+    with demo(local) as process:
+        deadline = time.monotonic() + 90
+        while not any("jobs.analytics" in found for found in ours(local)):
+            assert time.monotonic() < deadline, "the job did not start"
+            time.sleep(0.2)
+        time.sleep(10)
         process.kill()
         process.communicate(timeout=30)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 90
     while len(ours(local)) > 1 and time.monotonic() < deadline:
         time.sleep(0.5)
     left = ours(local)
     assert len(left) == 1, left
     assert "kafka.Kafka" in left[0]
-    with demo(local, "--for", "10s", "--rate", "10") as process:
-        output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
     done = subprocess.run(
         [sys.executable, "-m", "pipelines", "down"],
-        env=os.environ | {"SAGASCOPE_HOME": local.home},
+        env=environment(local),
         capture_output=True,
         text=True,
         check=False,
@@ -93,11 +129,17 @@ def test_a_demo_that_was_killed_leaves_only_the_broker(local: Settings) -> None:
     assert ours(local) == []
 
 
-def _await_load(settings: Settings) -> None:
-    """Until sagas run and have run for some seconds."""
-    log = settings.logs / "workload.log"
-    deadline = time.monotonic() + 90
-    while not log.exists():
-        assert time.monotonic() < deadline, "the load did not start"
-        time.sleep(0.2)
-    time.sleep(5)
+def _read_until(terminal: int, process: subprocess.Popen[bytes], mark: bytes | None, seconds: float) -> bytes:
+    """What is shown until `mark` appears; with None, until the process has closed the terminal."""
+    shown, deadline = b"", time.monotonic() + seconds
+    while mark is None or mark not in shown:
+        assert time.monotonic() < deadline, shown.decode(errors="replace")
+        if select.select([terminal], [], [], 0.5)[0]:
+            try:
+                shown += os.read(terminal, 65536)
+            except OSError:  # the other end is closed
+                assert mark is None, shown.decode(errors="replace")
+                return shown
+        elif mark is None and process.poll() is not None:
+            return shown
+    return shown

@@ -6,14 +6,13 @@ import os
 import re
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from jobs.analytics import insert_statements, last_cause, root_cause, statements
-from jobs.flink import SQL_FOLDER, interval, newest_checkpoint, statement
+from jobs.flink import SQL_FOLDER, interval, statement
 from sagascope.events import EventType, SagaEvent
 from warehouse.tables import TABLES
 
@@ -84,18 +83,6 @@ def test_inserts_name_the_columns_of_their_table(local: Settings) -> None:
         assert names == [column.name for column in table.columns]
 
 
-def test_newest_checkpoint_is_the_last_completed_one(tmp_path: Path) -> None:
-    """Of any run of the job; a folder without _metadata was never completed."""
-    assert newest_checkpoint(tmp_path) is None
-    for age, name in ((30, "a/chk-7"), (10, "b/chk-2"), (20, "a/chk-8")):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        (folder / "_metadata").touch()
-        os.utime(folder / "_metadata", (time.time() - age,) * 2)
-    (tmp_path / "b" / "chk-3").mkdir()
-    assert newest_checkpoint(tmp_path) == tmp_path / "b" / "chk-2"
-
-
 def test_the_root_cause_is_the_innermost(tmp_path: Path) -> None:
     """Of a Java stack trace one line is worth showing."""
     trace = "x.Outer: a\n\tat y\nCaused by: x.Middle: b\n\tat z\nCaused by: x.Inner: no such topic\n\tat q\n"
@@ -112,21 +99,15 @@ def test_the_topic_is_read_once(local: Settings) -> None:
     settings = msgspec.structs.replace(local, bootstrap_servers="127.0.0.1:9")
     script = """
 import os
-from jobs.analytics import insert_statements, statements
-from jobs.flink import prepare_jvm, streaming_environment
+from jobs.analytics import pipeline
+from jobs.flink import prepare_jvm
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
 
 settings = Settings.from_environment(os.environ)
 open_catalog(settings)
 prepare_jvm(settings)
-environment = streaming_environment(settings)
-for sql in statements(settings):
-    environment.execute_sql(sql)
-inserts = environment.create_statement_set()
-for sql in insert_statements(settings):
-    inserts.add_insert_sql(sql)
-print(inserts.explain().split("== Optimized Execution Plan ==")[1])
+print(pipeline(settings).explain().split("== Optimized Execution Plan ==")[1])
 """
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -61,7 +61,7 @@ def test_formats_hold_the_same_rows(sagascope: Runner) -> None:
         "s": 'a,"b',
         "nothing": None,
         "t": "2026-11-20T10:00:00+00:00",
-        "x": "0.5",
+        "x": 0.5,
     }
 
 
@@ -77,7 +77,7 @@ def test_formats_hold_the_same_rows(sagascope: Runner) -> None:
         (["workload", "--rate", "0"], 2, "--rate"),
         (["workload", "--for", "1s"], 1, "no Kafka: start the local one with `sagascope up`"),
         (["analyze"], 1, "no Kafka: start the local one with `sagascope up`"),
-        (["status"], 1, "never started here: `sagascope up`"),
+        (["status"], 1, "no Kafka: start the local one with `sagascope up`"),
         (["vanish"], 2, "No such command"),
     ],
 )

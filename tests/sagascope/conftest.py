@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import settings
@@ -15,6 +15,7 @@ from sagascope.scope import Clock
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from sagascope.integrations.sagaz import SagazBridge
     from sagascope.scope import SagaScope
 
 settings.register_profile("sagascope", deadline=None)  # a busy machine is no bug
@@ -124,6 +125,32 @@ def sleeps(seconds: float) -> Callable[[dict[str, Any]], Awaitable[None]]:
         await asyncio.sleep(seconds)
 
     return step
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what another thread or task does; a busy machine may take its time."""
+    async with asyncio.timeout(30):
+        while not true():  # noqa: ASYNC110 - of a thread there is no asyncio.Event
+            await asyncio.sleep(0.01)
+
+
+async def run_and_cancel(bridge: SagazBridge) -> None:
+    """Run a plain saga of sagaz in the caller's task, cancelled from within its one step."""
+    import sagaz
+
+    runner = asyncio.current_task()
+    assert runner is not None
+
+    async def cancel(ctx: dict[str, Any]) -> None:
+        runner.cancel()
+        await asyncio.sleep(60)
+
+    class LostSaga(sagaz.Saga):  # type: ignore[misc] # sagaz has no types
+        listeners: ClassVar[list[Any]] = [bridge]
+
+    with pytest.raises(asyncio.CancelledError):
+        await LostSaga("lost").add_step("pay", cancel).run({}, "lost")
+    runner.uncancel()
 
 
 @pytest.fixture

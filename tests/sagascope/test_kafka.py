@@ -79,8 +79,8 @@ def test_a_broker_that_is_down_holds_nobody_up(
             assert listener.counts == DeliveryCounts(accepted=104, sent=0, failed=0)
 
     asyncio.run(main())
-    assert sorted(waits)[50] < 0.001
-    assert max(waits) < 0.1
+    assert sorted(waits)[50] < 0.01
+    assert max(waits) < 1
     assert len(memory.events) == 4
     assert listener.counts == DeliveryCounts(accepted=104, sent=0, failed=104)
     ours = [r.getMessage() for r in caplog.records if r.name == "sagascope.listeners.kafka"]

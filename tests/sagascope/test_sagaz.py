@@ -9,9 +9,9 @@ import pytest
 import sagaz
 
 from sagascope.events import EventType, decode, encode
-from sagascope.integrations.sagaz import FanOutSaga
+from sagascope.integrations.sagaz import FanOutSaga, SagazBridge
 from sagascope.scope import current_scope
-from tests.sagascope.conftest import MemoryListener, fails, ok, sleeps
+from tests.sagascope.conftest import ManualClock, MemoryListener, fails, ok, run_and_cancel, sleeps
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,18 +49,28 @@ class OrderSaga(FanOutSaga):
     @action("charge", depends_on=["reserve"])
     async def charge(self, ctx: Context) -> None: ...
 
-    @compensate("charge", timeout_seconds=0.05)
+    @compensate("charge")
     async def refund(self, ctx: Context) -> None:
         if error := ctx.get("refund"):
             raise error
-        await asyncio.sleep(ctx.get("refund_seconds", 0))
 
-    @action("ship", depends_on=["charge"], timeout_seconds=0.3)
+    @action("ship", depends_on=["charge"])
     async def ship(self, ctx: Context) -> Context:
         if error := ctx.get("ship"):
             raise error
         await asyncio.sleep(ctx.get("ship_seconds", 0))
         return {"parcel": "P-1"}
+
+
+def order(
+    listener: MemoryListener, *, refund: Step, ship: Step, refund_seconds: float = 30, ship_seconds: float = 60
+) -> FanOutSaga:
+    """The same saga step by step, with other steps and timeouts."""
+    saga = FanOutSaga("order", listeners=[listener])
+    saga.add_step("reserve", ok, ok)
+    saga.add_step("charge", ok, refund, depends_on=["reserve"], compensation_timeout_seconds=refund_seconds)
+    saga.add_step("ship", ship, depends_on=["charge"], timeout_seconds=ship_seconds)
+    return saga
 
 
 NO_CARRIER = ConnectionError("no carrier")
@@ -147,7 +157,8 @@ def test_a_failing_compensation(memory: MemoryListener) -> None:
 
 def test_a_compensation_that_times_out(memory: MemoryListener) -> None:
     """Sagaz cancels it without a word: it is told as failed by a timeout, after the time it had."""
-    assert run(OrderSaga(listeners=[memory]), {"ship": NO_CARRIER, "refund_seconds": 60}) is NO_CARRIER
+    saga = order(memory, refund=sleeps(60), ship=fails(NO_CARRIER), refund_seconds=0.05)
+    assert run(saga, {}) is NO_CARRIER
     assert memory.story == REFUND_FAILED
     failed = memory.of(EventType.COMPENSATION_FAILED, "charge")
     assert (failed.error_type, failed.duration_derived) == ("TimeoutError", False)
@@ -158,18 +169,26 @@ def test_a_compensation_that_times_out(memory: MemoryListener) -> None:
 
 def test_a_step_that_times_out_has_a_message(memory: MemoryListener) -> None:
     """Sagaz gives the step's hook a TimeoutError without words: error_message is never empty for all that."""
-    assert isinstance(run(OrderSaga(listeners=[memory]), {"ship_seconds": 60}), TimeoutError)
+    saga = order(memory, refund=ok, ship=sleeps(60), ship_seconds=0.05)
+    assert isinstance(run(saga, {}), TimeoutError)
     assert memory.story == ROLLED_BACK
     failed = memory.of(EventType.STEP_FAILED, "ship")
     assert (failed.error_type, failed.error_message) == ("TimeoutError", "TimeoutError")
-    assert memory.events[-1].error_message == "Step 'ship' timed out after 0.3s"
+    assert memory.events[-1].error_message == "Step 'ship' timed out after 0.05s"
 
 
 def test_a_slow_listener_costs_no_compensation_its_failure() -> None:
     """Listeners are told outside the compensation's timeout: neither the event nor sagaz's own reason is lost."""
-    slow = MemoryListener(delay=0.1)
-    saga = OrderSaga(listeners=[slow])
-    run(saga, {"ship": NO_CARRIER, "refund": PermissionError("bank closed")})
+
+    class Slow(MemoryListener):
+        async def on_compensation_failed(self, *arguments: Any) -> None:
+            await asyncio.sleep(1)
+            await super().on_compensation_failed(*arguments)
+
+    slow = Slow()
+    bank_closed = fails(PermissionError("bank closed"))
+    saga = order(slow, refund=bank_closed, ship=fails(NO_CARRIER), refund_seconds=0.5)
+    assert run(saga, {}) is NO_CARRIER
     assert slow.story == REFUND_FAILED
     assert saga._context["__charge_compensation_error"] == "bank closed"
 
@@ -178,7 +197,7 @@ def test_parallel_steps(memory: MemoryListener) -> None:
     """A level's steps run at once: one's success comes after another's failure, and then all of them are undone."""
     saga = FanOutSaga("trip", listeners=[memory])
     saga.add_step("plan", ok, ok)
-    saga.add_step("flight", sleeps(0.02), ok, depends_on=["plan"])
+    saga.add_step("flight", sleeps(0.2), ok, depends_on=["plan"])
     saga.add_step("hotel", fails(NO_CARRIER), ok, depends_on=["plan"])
     saga.add_step("car", ok, ok, depends_on=["plan"])
     saga.add_step("mail", ok, depends_on=["flight", "hotel", "car"])
@@ -261,6 +280,46 @@ def test_nested_sagas(memory: MemoryListener) -> None:
         ("o-1", None, "saga_rolled_back", None),
     ]
     assert len({event.run_id for event in memory.events}) == 4
+
+
+def test_a_cancelled_plain_saga_in_a_step_or_a_compensation_takes_no_event(memory: MemoryListener) -> None:
+    """Sagaz tells a bridge of no cancellation: what the step and the compensation around it do is their own saga's."""
+    lost = MemoryListener()
+
+    async def loses(ctx: Context) -> None:
+        await run_and_cancel(SagazBridge([lost]))
+
+    async def loses_and_fails(ctx: Context) -> None:
+        await loses(ctx)
+        raise PermissionError
+
+    saga = FanOutSaga("order", listeners=[memory])
+    saga.add_step("reserve", ok, ok)
+    saga.add_step("charge", loses, loses_and_fails, depends_on=["reserve"], timeout_seconds=None)
+    saga.add_step("ship", fails(NO_CARRIER), depends_on=["charge"])
+    assert run(saga, {}) is NO_CARRIER
+    assert memory.story == REFUND_FAILED
+    assert {event.saga_id for event in memory.events} == {"o-1"}
+    assert [(e.saga_id, e.parent_saga_id, e.event_type.value) for e in lost.events] == [
+        ("lost", "o-1", "saga_started"),
+        ("lost", "o-1", "step_started"),
+    ] * 2
+
+
+def test_time_is_told_by_the_sagas_clock(memory: MemoryListener, clock: ManualClock) -> None:
+    """A saga class may name its clock."""
+
+    class Timed(FanOutSaga): ...
+
+    Timed.clock = clock.clock
+
+    async def ship(ctx: Context) -> None:
+        clock.advance(1.25)
+
+    run(Timed("order", listeners=[memory]).add_step("ship", ship), {})
+    assert memory.of(EventType.STEP_COMPLETED, "ship").duration_ms == 1_250
+    assert memory.of(EventType.SAGA_COMPLETED).total_duration_ms == 1_250
+    assert [event.timestamp - 1_700_000_000_000 for event in memory.events] == [0, 0, 1_250, 1_250]
 
 
 class PivotSaga(FanOutSaga):

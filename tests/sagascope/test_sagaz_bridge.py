@@ -11,7 +11,7 @@ import sagaz
 from sagascope.events import EventType, decode, encode
 from sagascope.integrations.sagaz import FanOutSaga, SagazBridge, definition_of
 from sagascope.scope import current_scope
-from tests.sagascope.conftest import MemoryListener, fails, ok, sleeps
+from tests.sagascope.conftest import ManualClock, MemoryListener, fails, ok, run_and_cancel, sleeps
 
 if TYPE_CHECKING:
     from sagascope.events import SagaEvent
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BOOM = ValueError("boom")
 
 
-def order_saga(*bridges: SagazBridge, ship: Any = ok, refund: Any = ok) -> sagaz.Saga:
+def order_saga(*bridges: SagazBridge, ship: Any = ok, refund: Any = ok, refund_seconds: float = 30) -> sagaz.Saga:
     """A plain saga of sagaz: charge, which can be undone, then ship."""
 
     class OrderSaga(sagaz.Saga):  # type: ignore[misc] # sagaz has no types
@@ -27,7 +27,7 @@ def order_saga(*bridges: SagazBridge, ship: Any = ok, refund: Any = ok) -> sagaz
 
     OrderSaga.listeners = list(bridges)
     saga = OrderSaga()
-    saga.add_step("charge", ok, refund, compensation_timeout_seconds=0.05)
+    saga.add_step("charge", ok, refund, compensation_timeout_seconds=refund_seconds)
     saga.add_step("ship", ship, depends_on=["charge"])
     return saga
 
@@ -77,7 +77,7 @@ def test_failure_with_compensation(memory: MemoryListener) -> None:
 )
 def test_a_failing_compensation_is_noticed_at_the_end(memory: MemoryListener, refund: Any, message: str) -> None:
     """Sagaz tells no hook that a compensation failed: it is told before the saga's end, its duration marked derived."""
-    run_and_fail(order_saga(SagazBridge([memory]), ship=fails(BOOM), refund=refund))
+    run_and_fail(order_saga(SagazBridge([memory]), ship=fails(BOOM), refund=refund, refund_seconds=0.5))
     assert memory.story[-3:] == [
         ("compensation_started", "charge"),
         ("compensation_failed", "charge"),
@@ -197,7 +197,7 @@ def test_a_cancelled_run_is_nobodys_parent(memory: MemoryListener) -> None:
     async def main() -> None:
         for n in range(3):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.02):
+                async with asyncio.timeout(0.2):
                     await order_saga(bridge, ship=sleeps(60)).run({}, f"lost-{n}")
         await order_saga(bridge).run({}, "o-1")
         await FanOutSaga("pay", listeners=[memory]).add_step("charge", ok).run({}, "o-2")
@@ -206,6 +206,36 @@ def test_a_cancelled_run_is_nobodys_parent(memory: MemoryListener) -> None:
     assert {event.saga_id for event in memory.events} == {"lost-0", "lost-1", "lost-2", "o-1", "o-2"}
     assert {event.parent_saga_id for event in memory.events} == {None}
     assert [(e.event_type.value, e.step_name) for e in memory.events if e.saga_id == "o-1"] == SHIPPED
+
+
+def test_a_cancelled_run_in_a_step_takes_no_event_of_the_run_around_it(memory: MemoryListener) -> None:
+    """One bridge hears of both sagas: the end of the step in which the inner one was cancelled is the outer one's."""
+    bridge = SagazBridge([memory])
+
+    async def loses(ctx: dict[str, Any]) -> None:
+        await run_and_cancel(bridge)
+
+    saga = order_saga(bridge).add_step("thank", loses, depends_on=["ship"], timeout_seconds=None)
+    asyncio.run(saga.run({}, "o-1"))
+    assert [(e.event_type.value, e.step_name) for e in memory.events if e.saga_id == "o-1"] == [
+        *SHIPPED[:-1],
+        ("step_started", "thank"),
+        ("step_completed", "thank"),
+        ("saga_completed", None),
+    ]
+    assert [e.event_type.value for e in memory.events if e.saga_id == "lost"] == ["saga_started", "step_started"]
+
+
+def test_time_is_told_by_the_bridges_clock(memory: MemoryListener, clock: ManualClock) -> None:
+    """A bridge may be given its clock."""
+
+    async def ship(ctx: dict[str, Any]) -> None:
+        clock.advance(1.25)
+
+    asyncio.run(order_saga(SagazBridge([memory], clock=clock.clock), ship=ship).run({}, "o-1"))
+    assert memory.of(EventType.STEP_COMPLETED, "ship").duration_ms == 1_250
+    assert memory.of(EventType.SAGA_COMPLETED).total_duration_ms == 1_250
+    assert memory.events[0].timestamp == 1_700_000_000_000
 
 
 def test_two_bridges_on_a_saga_are_one_run() -> None:

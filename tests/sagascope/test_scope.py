@@ -220,6 +220,20 @@ def test_no_value_of_the_context_leaves_the_service(context: dict[str, Any]) -> 
     assert {tuple(event.attributes.items()) for event in open_.events} == {(("pin", "hunter2"),)}
 
 
+def test_each_event_has_attributes_of_its_own(memory: MemoryListener) -> None:
+    """A listener that adds to an event's attributes changes no other event of the run, none allowed or some."""
+
+    async def main() -> None:
+        for attribute_keys in ([], ["tenant"]):
+            async with saga_scope("o-1", "order", listeners=[memory], attribute_keys=attribute_keys) as saga:
+                await saga.started({"tenant": "acme"})
+                memory.events[-1].attributes["tenant"] = "changed"
+                await saga.completed()
+
+    asyncio.run(main())
+    assert [event.attributes for event in memory.events[1::2]] == [{}, {"tenant": "acme"}]
+
+
 def test_a_value_or_an_error_that_cannot_say_itself_loses_no_event(memory: MemoryListener) -> None:
     """An object whose `__str__` fails, in the allow-list or as an error, neither stops the saga nor costs an event."""
 

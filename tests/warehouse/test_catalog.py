@@ -7,9 +7,10 @@ import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import pytest
 from pyiceberg.transforms import DayTransform, HourTransform
 
-from warehouse.catalog import open_catalog, row_count
+from warehouse.catalog import CatalogError, open_catalog, row_count
 from warehouse.settings import Settings
 from warehouse.tables import EVENTS, STEP_STATS, TABLES
 
@@ -84,3 +85,12 @@ def test_row_count_is_that_of_the_newest_snapshot(lake: Settings, add_events: Ca
     assert row_count(catalog, EVENTS) == 0
     add_events(datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC))
     assert row_count(catalog, EVENTS) == 2
+
+
+def test_a_damaged_catalog_is_named_with_its_cure(lake: Settings) -> None:
+    """One error with the file and what to do, not SQLite's own."""
+    for file in lake.catalog_file.parent.glob("catalog.db*"):  # the log of writes, too, from which SQLite would mend it
+        file.unlink()
+    lake.catalog_file.write_bytes(b"no database" * 1_000)
+    with pytest.raises(CatalogError, match=r"catalog.db can't be opened \(file is not a database\)"):
+        open_catalog(lake)

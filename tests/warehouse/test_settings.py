@@ -51,7 +51,21 @@ def test_an_unknown_setting_is_refused_with_those_there_are() -> None:
 
 
 def test_all_state_is_below_home(tmp_path: Path) -> None:
-    """No path of the settings leads out of `home`."""
+    """No path of the settings leads out of `home`; only the jars are the checkout's, wherever `home` is."""
     settings = Settings(home=str(tmp_path))
-    for path in (settings.catalog_file, settings.warehouse_folder, settings.checkpoints, settings.logs, settings.jars):
+    for path in (
+        settings.catalog_file,
+        settings.warehouse_folder,
+        settings.checkpoints,
+        settings.logs,
+        settings.temporary,
+    ):
         assert path.is_relative_to(tmp_path)
+    assert settings.jars == Settings().jars
+
+
+@pytest.mark.parametrize("folder", ["my home", "it's", "100%", "größe", "a#b", "a?b", "a:b"])
+def test_a_home_that_some_part_would_misread_is_refused(folder: str) -> None:
+    """Named with the character and the cure, instead of tables in another folder."""
+    with pytest.raises(InvalidSettingError, match=r"SAGASCOPE_HOME=.*/x/.*set SAGASCOPE_HOME to a folder of letters"):
+        Settings.from_environment({"SAGASCOPE_HOME": f"/x/{folder}"})
