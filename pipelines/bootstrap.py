@@ -64,6 +64,8 @@ def find_python() -> str:
     names = [os.environ.get("PYTHON"), "python3.11", "python3", sys.executable]
     for name in filter(None, names):
         path = shutil.which(name)
+        if path and VENV in Path(path).parents:
+            continue  # an activated .venv, which is about to be made anew
         if path and version_of([path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]) == "3.11":
             return path
     raise MissingError(
