@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -25,15 +26,22 @@ JOB_SECONDS = 120.0
 
 @pytest.fixture
 def sagas() -> Callable[..., int]:
-    """Run real sagas that report to the topic; returns how many events the broker has acknowledged."""
+    """Run real sagas that report to the topic, for `seconds` or until `enough` is set.
 
-    def run(settings: Settings, *, rate: float = 80, seconds: float = 5, seed: int = 7, scale_time: float = 50) -> int:
+    Returns how many events the broker has acknowledged.
+    """
+
+    def run(
+        settings: Settings, *, rate: float, seconds: float | None = None, enough: threading.Event | None = None
+    ) -> int:
         async def load() -> int:
             listener = KafkaListener(settings.bootstrap_servers, settings.topic)
+            stop = asyncio.Event()
+            if enough:
+                loop = asyncio.get_running_loop()
+                threading.Thread(target=lambda: enough.wait() and loop.call_soon_threadsafe(stop.set)).start()
             async with listener:
-                await run_workload(
-                    [listener], rate=rate, seconds=seconds, seed=seed, scale_time=scale_time, stop=asyncio.Event()
-                )
+                await run_workload([listener], rate=rate, seconds=seconds, seed=7, scale_time=50, stop=stop)
             assert listener.counts.failed == 0
             return listener.counts.sent
 

@@ -33,24 +33,28 @@ pytestmark = [pytest.mark.flink, pytest.mark.broker, pytest.mark.timeout(600)]
 KILLS = 3
 
 
-def test_killed_three_times_under_load_each_event_is_stored_once(settings: Settings, sagas: Callable[..., int]) -> None:
+def test_killed_three_times_under_load_each_event_is_stored_once(
+    settings: Settings, sagas: Callable[..., int], request: pytest.FixtureRequest
+) -> None:
     """`kill -9` of the job's JVM at three random moments, restarted each time: each id once, closed windows right."""
     rng = random.Random(11)
     sent: list[int] = []
-    load = threading.Thread(target=lambda: sent.append(sagas(settings, rate=40, seconds=75, scale_time=50)))
+    enough = threading.Event()
+    load = threading.Thread(target=lambda: sent.append(sagas(settings, rate=40, enough=enough)))
     load.start()
+    request.addfinalizer(enough.set)
     resumed = []
     for _ in range(KILLS):
         job = _start(settings)
         resumed.append(job.status().resumes_from)
         _await_commit(settings)  # it has a checkpoint, and works
         time.sleep(rng.uniform(0, 3))
-        assert load.is_alive(), "the load was over before the kill"
         _jvm(job).kill()
         _await_end(job)
         assert job.exit_code() == 1, job.failure()
     job = _start(settings)
     resumed.append(job.status().resumes_from)
+    enough.set()
     load.join()
     _await(lambda: not _left(settings), 60)
     assert job.stop() == 0
