@@ -34,9 +34,8 @@ def prepare_jvm(settings: Settings, heap: str = "1g") -> None:
     settings.logs.mkdir(parents=True, exist_ok=True)
     os.environ["HADOOP_CLASSPATH"] = f"{jars}/*"
     settings.temporary.mkdir(parents=True, exist_ok=True)
-    os.environ["_python_worker_execution_mode"] = (
-        "process"  # else a server for Python UDFs listens to the whole network
-    )
+    # Else a server for Python UDFs, of which there are none, listens to the whole network.
+    os.environ["_python_worker_execution_mode"] = "process"  # noqa: SIM112 - so PyFlink spells it
     os.environ["FLINK_LOG_DIR"] = str(settings.logs)
     os.environ["LOG4J_PROPERTIES"] = str(LOG_CONFIGURATION)
     os.environ["JVM_ARGS"] = (
