@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 HOME = CHECKOUT / ".sagascope" / "bench"
+FLINK_HOME = HOME / "flink"
 FLINK_RUNS = Path(__file__).with_name("flink_runs.py")
 BYTES_PER_EVENT = 600
 """On the disk, with room to spare: the record, its row, and what is written before the last run's rows are deleted."""
@@ -271,7 +272,7 @@ def main() -> None:
             highlight=False,
         )
         task = Task(
-            home=str(HOME / "flink"),
+            home=str(FLINK_HOME),
             bootstrap_servers=broker.bootstrap_servers,
             topic=settings.topic,
             events=truth.events,
@@ -300,6 +301,7 @@ def main() -> None:
         sys.exit(130)
     finally:
         stack.down(settings)
+        shutil.rmtree(FLINK_HOME, ignore_errors=True)
         if not given.keep:
             shutil.rmtree(settings.root)
         with suppress(OSError):  # another topic was kept

@@ -159,8 +159,11 @@ class SagaScope:
         _scope.set(self)
 
     def leave(self) -> None:
-        """Give the place back to the run around this one."""
-        if _scope.get() is self:
+        """Give the place back to the run around this one, also from a run in it that was cancelled and never left."""
+        within = _scope.get()
+        while within is not None and within is not self:
+            within = within._outer  # noqa: SLF001 - its own class
+        if within is self:
             _scope.set(self._outer)
 
     async def started(self, context: Mapping[str, Any]) -> None:

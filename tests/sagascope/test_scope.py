@@ -276,3 +276,16 @@ def test_one_string_is_no_allow_list() -> None:
     """`attribute_keys="tenant"` would allow t, e, n and a: it is refused with what to write."""
     with pytest.raises(TypeError, match=r"write \['tenant'\]"):
         asyncio.run(_refused("tenant"))
+
+
+def test_a_lost_run_does_not_outlive_the_one_around_it() -> None:
+    """A run that was entered and never left (its task was cancelled) is gone when the run around it is left."""
+
+    async def run() -> None:
+        async with saga_scope("outer", "order", listeners=[]) as outer:
+            lost = saga_scope("lost", "order", listeners=[])
+            await lost.__aenter__()
+            assert current_scope() is not outer
+        assert current_scope() is None
+
+    asyncio.run(run())
