@@ -67,7 +67,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode
     load_before: float
     """The machine's 1-minute load."""
-    runs: list[Run]
+    runs: list[Run] = []
 
     def of(self, contender: Contender, value: Callable[[Run], float]) -> list[float]:
         """The values of a contender's runs."""
@@ -156,11 +156,12 @@ def _await_quiet(below: float | None, deadline: float, console: Console) -> floa
     return load
 
 
-def _told(console: Console, mode: Mode, events: int) -> Callable[[Run], None]:
+def _told(console: Console, mode: Mode, checked: list[Run]) -> Callable[[Run], None]:
     def tell(run: Run) -> None:
+        checked.append(run)
         console.print(
-            f"{mode} {run.contender:8} {run.run_seconds:6.1f} s  {events / run.run_seconds / 1000:4.0f} K/s  "
-            f"{run.cpu_seconds / events * 1e6:5.1f} CPU s/M  others {run.other_cpu_seconds / run.run_seconds:4.0%}  "
+            f"{mode} {run.contender:8} {run.run_seconds:6.1f} s  {run.events / run.run_seconds / 1000:4.0f} K/s  "
+            f"{run.cpu_seconds / run.events * 1e6:5.1f} CPU s/M  others {run.other_cpu_seconds / run.run_seconds:4.0%}  "
             + ("; ".join(run.faults) if run.faults else "counts right"),
             style="bold red" if run.faults else "dim",
             highlight=False,
@@ -177,7 +178,7 @@ def table(events: int, all_series: Iterable[Series]) -> Table:
         shown.add_column(heading, justify="right", no_wrap=True)
     million = events / 1e6
     for series in all_series:
-        contenders = list(dict.fromkeys(run.contender for run in series.runs))
+        contenders = list(dict.fromkeys(run.contender for run in series.runs))  # none, where the first run failed
         for contender in contenders:
             shown.add_row(
                 f"{series.mode} {contender}",
@@ -192,7 +193,7 @@ def table(events: int, all_series: Iterable[Series]) -> Table:
         for contender in contenders[1:]:
             of: Contender = "job" if contender == "variant" else "baseline"
             shown.add_row(
-                f"  {contender} / {of}",
+                f"{contender} / {of}",
                 "",
                 _spread(_ratios(series, contender, of, lambda run: 1 / run.run_seconds), ".2f"),
                 _spread(_ratios(series, contender, of, lambda run: run.cpu_seconds), ".2f"),
@@ -204,7 +205,7 @@ def table(events: int, all_series: Iterable[Series]) -> Table:
 
 def _ratios(series: Series, contender: Contender, of: Contender, value: Callable[[Run], float]) -> list[float]:
     """Each run's against that of its neighbour, which met the same machine."""
-    pairs = zip(series.of(contender, value), series.of(of, value), strict=True)
+    pairs = zip(series.of(contender, value), series.of(of, value), strict=False)  # a series may have been cut short
     return [mine / its for mine, its in pairs]
 
 
@@ -243,6 +244,38 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
+def _task(settings: Settings, truth: Truth, broker_pid: int, given: argparse.Namespace) -> Task:
+    """What is the same for all children."""
+    return Task(
+        home=str(FLINK_HOME),
+        bootstrap_servers=settings.bootstrap_servers,
+        topic=settings.topic,
+        events=truth.events,
+        expected={
+            "rows": truth.events,
+            "distinct records": truth.events,
+            "completed": truth.completed,
+            "failed": truth.failed,
+            "milliseconds": truth.duration_ms,
+        },
+        broker_pid=broker_pid,
+        heap=given.heap,
+        contenders=(),
+        options=dict(given.option),
+        table_properties=dict(given.table_property),
+        spawned=0.0,
+    )
+
+
+def _clean_up(settings: Settings, *, keep: bool) -> None:
+    stack.down(settings)
+    shutil.rmtree(FLINK_HOME, ignore_errors=True)
+    if not keep:
+        shutil.rmtree(settings.root)
+    with suppress(OSError):  # another topic was kept
+        HOME.rmdir()
+
+
 def main() -> None:
     """Entry point."""
     given = _arguments()
@@ -262,6 +295,8 @@ def main() -> None:
     if given.option or given.table_property:
         turn.append("variant")
     all_series: list[Series] = []
+    checked: list[Run] = []
+    failure = ""
     try:
         broker = stack.up(settings)
         settings = msgspec.structs.replace(settings, bootstrap_servers=broker.bootstrap_servers)
@@ -271,50 +306,29 @@ def main() -> None:
             f"{load.partitions} partitions; {truth.completed:,} steps completed, {truth.failed:,} failed",
             highlight=False,
         )
-        task = Task(
-            home=str(FLINK_HOME),
-            bootstrap_servers=broker.bootstrap_servers,
-            topic=settings.topic,
-            events=truth.events,
-            expected={
-                "rows": truth.events,
-                "distinct records": truth.events,
-                "completed": truth.completed,
-                "failed": truth.failed,
-                "milliseconds": truth.duration_ms,
-            },
-            broker_pid=broker.pid,
-            heap=given.heap,
-            contenders=(),
-            options=dict(given.option),
-            table_properties=dict(given.table_property),
-            spawned=0.0,
-        )
+        task = _task(settings, truth, broker.pid, given)
         deadline = time.monotonic() + QUIET_SECONDS
         for mode in given.modes:
-            load_before = _await_quiet(given.quiet, deadline, console)
-            runs = list(measure(mode, turn, given.repeat, task, _told(console, mode, truth.events)))
-            all_series.append(Series(mode=mode, load_before=load_before, runs=runs))
+            series = Series(mode=mode, load_before=_await_quiet(given.quiet, deadline, console))
+            all_series.append(series)
+            for run in measure(mode, turn, given.repeat, task, _told(console, mode, checked)):
+                series.runs.append(run)
     except (DrainFailedError, stack.StackError) as error:
-        sys.exit(f"drain: {error}")
+        failure = f"drain: {error}"  # what was measured before is still shown
     except KeyboardInterrupt:
-        sys.exit(130)
+        failure = "drain: stopped"
     finally:
-        stack.down(settings)
-        shutil.rmtree(FLINK_HOME, ignore_errors=True)
-        if not given.keep:
-            shutil.rmtree(settings.root)
-        with suppress(OSError):  # another topic was kept
-            HOME.rmdir()
-    console.print(table(truth.events, all_series))
+        _clean_up(settings, keep=given.keep)
+    console.print(table(load.events, all_series))
     if given.json:
-        given.json.write_bytes(
-            msgspec.json.format(msgspec.json.encode({"load": load, "truth": truth, "series": all_series}))
-        )
-    faults = sum(bool(run.faults) for series in all_series for run in series.runs)
-    checked = sum(len(series.runs) for series in all_series)
-    console.print(f"counts right in {checked - faults} of {checked} runs", style="bold red" if faults else "green")
-    sys.exit(1 if faults else 0)
+        facts = {"given": sys.argv[1:], "load": load, "series": all_series}
+        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(facts)))
+    faults = sum(bool(run.faults) for run in checked)
+    console.print(
+        f"counts right in {len(checked) - faults} of {len(checked)} runs, warm-ups among them",
+        style="bold red" if faults else "green",
+    )
+    sys.exit(failure or (1 if faults else 0))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of one drain."""
 
     contender: Contender
+    events: int
     run_seconds: float
     all_seconds: float
     cpu_seconds: float
@@ -111,6 +112,7 @@ def run_task(task: Task) -> Iterator[Run]:
         broker = ended.broker - accepted.broker
         yield Run(
             contender=contender,
+            events=task.events,
             run_seconds=ended.wall - accepted.wall,
             all_seconds=ended.wall - (began.wall if began else task.spawned),
             cpu_seconds=flink,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -125,6 +126,21 @@ def sleeps(seconds: float) -> Callable[[dict[str, Any]], Awaitable[None]]:
         await asyncio.sleep(seconds)
 
     return step
+
+
+_of_others: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def remember_threads() -> None:
+    """kafka-python leaves threads behind where it found no broker: those of earlier tests are not this one's."""
+    _of_others.clear()
+    _of_others.update(threading.enumerate())
+
+
+def threads() -> set[str]:
+    """The names of the listener's and kafka-python's threads that this test has started."""
+    return {t.name for t in threading.enumerate() if t not in _of_others and t.name.startswith(("sagascope", "kafka"))}
 
 
 async def until(true: Callable[[], bool]) -> None:

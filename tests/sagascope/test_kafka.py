@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from sagascope.integrations.sagaz import FanOutSaga
 from sagascope.listeners.kafka import DeliveryCounts, KafkaListener, headers
-from tests.sagascope.conftest import MemoryListener, make_event, ok
+from tests.sagascope.conftest import MemoryListener, make_event, ok, threads
 
 if TYPE_CHECKING:
     from sagascope.events import SagaEvent
@@ -38,11 +38,6 @@ def nobody() -> str:
 def some(number: int, saga_id: str = "o-1") -> list[SagaEvent]:
     """Events of one saga."""
     return [make_event(saga_id=saga_id, sequence=n) for n in range(number)]
-
-
-def threads() -> set[str]:
-    """The names of the listener's and kafka-python's threads."""
-    return {t.name for t in threading.enumerate() if t.name.startswith(("sagascope", "kafka"))}
 
 
 def test_constructing_does_no_io_and_starts_no_thread() -> None:

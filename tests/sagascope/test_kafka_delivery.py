@@ -21,7 +21,7 @@ from kafka.future import Future
 from sagascope.events import decode
 from sagascope.listeners import kafka as kafka_listener
 from sagascope.listeners.kafka import DeliveryCounts, KafkaListener, headers
-from tests.sagascope.conftest import ManualClock, make_event, until
+from tests.sagascope.conftest import ManualClock, make_event, threads, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,11 +101,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Broker:
 def some(number: int, saga_id: str = "o-1") -> list[SagaEvent]:
     """Events of one saga."""
     return [make_event(saga_id=saga_id, sequence=n) for n in range(number)]
-
-
-def threads() -> set[str]:
-    """The names of the listener's and kafka-python's threads."""
-    return {t.name for t in threading.enumerate() if t.name.startswith(("sagascope", "kafka"))}
 
 
 @pytest.mark.parametrize(
@@ -310,8 +305,7 @@ def test_a_driver_that_hangs_does_not_hang_close(fake: Broker, monkeypatch: pyte
     assert took < 5  # the driver hangs for ten seconds
     assert listener.counts == DeliveryCounts(accepted=3, sent=1, failed=2)
     fake.blocked.set()
-    while threads():
-        time.sleep(0.01)
+    asyncio.run(until(lambda: not threads()))
     assert len(fake.sent) == 2
     assert listener.counts == DeliveryCounts(accepted=3, sent=1, failed=2)
 
