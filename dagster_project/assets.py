@@ -5,10 +5,7 @@ from datetime import timedelta
 import dagster as dg
 
 from dagster_project.partitions import DAYS
-from warehouse.tables import NAMESPACE, TABLES, Table
-
-DERIVED_FROM = {"step_stats": ["events"]}
-"""What a recompute of a table reads."""
+from warehouse.tables import EVENTS, NAMESPACE, STATISTICS, TABLES, Table
 
 FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(minutes=5), fail_window=timedelta(hours=1))
 """Dagster measures it from the newest report, so it says how long no new rows were seen while Dagster ran."""
@@ -18,7 +15,7 @@ def asset_of(table: Table) -> dg.AssetSpec:
     """The table as an asset: its words, columns, days, and what it is derived from."""
     return dg.AssetSpec(
         table.name,
-        deps=DERIVED_FROM.get(table.name),
+        deps=[EVENTS.name] if table in STATISTICS else None,  # what a recompute reads
         description=table.doc,
         metadata={
             "dagster/column_schema": columns_of(table),
@@ -28,7 +25,7 @@ def asset_of(table: Table) -> dg.AssetSpec:
         group_name=NAMESPACE,
         kinds={"iceberg", "flink"},
         partitions_def=DAYS,
-        freshness_policy=FRESH,
+        freshness_policy=FRESH if table is EVENTS or table in STATISTICS else None,  # the others may be quiet
     )
 
 

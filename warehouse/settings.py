@@ -33,6 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The Kafka to use, host:port; empty: the local one that `sagascope up` starts."""
     topic: Name = "saga-events"
     """The topic of the events."""
+    definitions_topic: Name = "saga-definitions"
+    """The compacted topic of the sagas' definitions."""
     partitions: Positive = 2
     """Partitions of the topic, where Sagascope creates it."""
     parallelism: Positive = 2
@@ -41,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Width of the windows of the statistics."""
     watermark_delay_ms: NotNegative = 5_000
     """How far behind the newest event of a partition another may come and still count in the statistics."""
+    dedup_horizon_seconds: NotNegative = 3_600
+    """How long, in event time, the job remembers an event id: a second record with it is dropped. 0: not at all."""
     idle_timeout_ms: NotNegative = 30_000
     """After how long without an event a partition no longer holds the windows back."""
     checkpoint_interval_ms: Positive = 5_000

@@ -9,6 +9,7 @@ from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.transforms import DayTransform, HourTransform, Transform
 from pyiceberg.types import (
+    BinaryType,
     BooleanType,
     DoubleType,
     IcebergType,
@@ -78,8 +79,9 @@ class Table:
         return PartitionSpec(field)
 
 
-_STRING, _LONG, _INT, _DOUBLE, _BOOL, _TIME = (
+_STRING, _BYTES, _LONG, _INT, _DOUBLE, _BOOL, _TIME = (
     StringType(),
+    BinaryType(),
     LongType(),
     IntegerType(),
     DoubleType(),
@@ -147,4 +149,84 @@ STEP_STATS = Table(
     granularity="hour",
 )
 
-TABLES = (EVENTS, STEP_STATS)
+SAGA_STATS = Table(
+    name="saga_stats",
+    doc="Starts, ends and durations of each kind of saga in each closed window of event time.",
+    columns=(
+        Column("window_start", _TIME, "inclusive", required=True),
+        Column("window_end", _TIME, "exclusive", required=True),
+        Column("saga_name", _STRING, "the kind of saga", required=True),
+        Column("started", _LONG, "how many started", required=True),
+        Column("completed", _LONG, "how many succeeded", required=True),
+        Column("rolled_back", _LONG, "how many ended in failure, with all undone that had to be", required=True),
+        Column("failed", _LONG, "how many ended in failure, with something left", required=True),
+        Column("failure_rate", _DOUBLE, "(rolled_back + failed) / all that ended; NULL where none did"),
+        Column("avg_ms", _DOUBLE, "mean total duration of those that ended"),
+        Column("min_ms", _LONG, "shortest"),
+        Column("max_ms", _LONG, "longest"),
+        Column("p50_ms", _DOUBLE, "median: exact, interpolated"),
+        Column("p95_ms", _DOUBLE, "95th percentile: exact, interpolated; never average it over windows"),
+        Column("p99_ms", _DOUBLE, "99th percentile: exact, interpolated; never average it over windows"),
+    ),
+    key=("window_start", "saga_name"),
+    time_column="window_start",
+    granularity="hour",
+)
+
+BUCKET_RATIO = 1.01 / 0.99
+"""Each bucket of `step_durations` is this much wider than the one before: a relative error of at most 1 %."""
+
+STEP_DURATIONS = Table(
+    name="step_durations",
+    doc="How many steps and compensations took how long, per minute of event time: rows of any span merge by summing.",
+    columns=(
+        Column("window_start", _TIME, "inclusive", required=True),
+        Column("window_end", _TIME, "exclusive, one minute later", required=True),
+        Column("saga_name", _STRING, "the kind of saga", required=True),
+        Column("step_name", _STRING, "the step", required=True),
+        Column("phase", _STRING, "step, or compensation: the undoing of it", required=True),
+        Column("bucket", _INT, "0: 0 ms; b: from r^(b-1) ms to below r^b ms, r = 1.01 / 0.99", required=True),
+        Column("count", _LONG, "how many durations fell into it", required=True),
+    ),
+    key=("window_start", "saga_name", "step_name", "phase", "bucket"),
+    time_column="window_start",
+    granularity="hour",
+)
+
+REJECTED_EVENTS = Table(
+    name="rejected_events",
+    doc="Every record of the topic that is no valid event, as it came; append only.",
+    columns=(
+        Column("source_topic", _STRING, "Kafka topic of the record", required=True),
+        Column("source_partition", _INT, "its partition", required=True),
+        Column("source_offset", _LONG, "its offset", required=True),
+        Column("record_time", _TIME, "the record's own timestamp", required=True),
+        Column("value", _BYTES, "its bytes; NULL where it had none"),
+        Column("reason", _STRING, "which field is wrong, what it is and what is allowed", required=True),
+    ),
+    key=("source_topic", "source_partition", "source_offset"),
+    time_column="record_time",
+    granularity="day",
+)
+
+SAGA_DEFINITIONS = Table(
+    name="saga_definitions",
+    doc="Each definition of a saga that was ever seen, one row each; append only.",
+    columns=(
+        Column("definition_id", _STRING, "hash of the definition", required=True),
+        Column("saga_name", _STRING, "the kind of saga", required=True),
+        Column(
+            "steps", _STRING, "JSON list: step_name, depends_on, compensable, pivot, timeout_seconds …", required=True
+        ),
+        Column("first_seen", _TIME, "the time of the record that told of it first", required=True),
+        Column("service", _STRING, "who reported it"),
+    ),
+    key=("definition_id",),
+    time_column="first_seen",
+    granularity="day",
+)
+
+STATISTICS = (STEP_STATS, SAGA_STATS, STEP_DURATIONS)
+"""What is computed from `events`, window by window, and can be computed again."""
+
+TABLES = (EVENTS, REJECTED_EVENTS, *STATISTICS, SAGA_DEFINITIONS)

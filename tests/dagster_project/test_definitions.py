@@ -15,7 +15,7 @@ from dagster_project.assets import SPECS
 from dagster_project.definitions import defs
 from dagster_project.partitions import DAYS, START
 from warehouse.settings import CHECKOUT
-from warehouse.tables import EVENTS, TABLES
+from warehouse.tables import EVENTS, STATISTICS, TABLES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,14 @@ def test_definitions_load() -> None:
 
 def test_names() -> None:
     """Whoever renames an asset, a job or a sensor, and so loses its history, sees it here."""
-    assert sorted(spec.key.to_user_string() for spec in defs.resolve_all_asset_specs()) == ["events", "step_stats"]
+    assert sorted(spec.key.to_user_string() for spec in defs.resolve_all_asset_specs()) == [
+        "events",
+        "rejected_events",
+        "saga_definitions",
+        "saga_stats",
+        "step_durations",
+        "step_stats",
+    ]
     assert [job.name for job in defs.jobs or ()] == ["observe_tables"]
     assert [sensor.name for sensor in defs.sensors or ()] == ["new_rows"]
     assert sorted(defs.resources or ()) == ["lake"]
@@ -47,13 +54,14 @@ def test_an_asset_says_what_its_table_says(spec: dg.AssetSpec, table: Table) -> 
     assert [column.constraints.nullable for column in schema.columns] == [
         not column.required for column in table.columns
     ]
-    assert spec.freshness_policy is not None
+    assert (spec.freshness_policy is None) == (table.name in ("rejected_events", "saga_definitions"))
 
 
 def test_statistics_come_from_events() -> None:
     """The lineage is that of a recompute: it reads events."""
     graph = defs.resolve_asset_graph()
-    assert graph.get(dg.AssetKey("step_stats")).parent_keys == {dg.AssetKey(EVENTS.name)}
+    for table in STATISTICS:
+        assert graph.get(dg.AssetKey(table.name)).parent_keys == {dg.AssetKey(EVENTS.name)}
 
 
 def test_today_is_a_partition_and_tomorrow_is_none() -> None:
