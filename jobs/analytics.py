@@ -1,4 +1,4 @@
-"""The streaming job: topic -> events and step_stats, one pass, no Python on the hot path.
+"""The streaming job: topic -> events, rejected_events and all statistics, one pass, no Python on the hot path.
 
     python -m jobs.analytics [--bounded]
 
@@ -20,11 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from kafka.errors import KafkaError
 
-from jobs.flink import flink_log, interval, prepare_jvm, statement, streaming_environment
+from jobs.flink import (
+    STATISTICS_VIEWS,
+    flink_log,
+    interval,
+    prepare_jvm,
+    query,
+    statement,
+    streaming_environment,
+)
 from jobs.resume import CanNotResumeError, made_for, prepare
-from warehouse.catalog import CatalogError, open_catalog, row_count
+from warehouse.catalog import CATALOG_NAME, CatalogError, open_catalog, row_count
 from warehouse.settings import InvalidSettingError, Settings
-from warehouse.tables import EVENTS
+from warehouse.tables import EVENTS, REJECTED_EVENTS, STATISTICS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,16 +63,22 @@ def statements(settings: Settings, *, bounded: bool = False) -> list[str]:
     parameters = {
         "topic": settings.topic,
         "bootstrap_servers": settings.bootstrap_servers,
-        "bounded_mode": "latest-offset" if bounded else "unbounded",
+        "bounded": str(bounded).lower(),
         "watermark_delay": interval(settings.watermark_delay_ms),
+        "dedup_horizon": f"{settings.dedup_horizon_seconds} s",
+        "start_offsets": "",
+        "stored_up_to": "",
+        "stored_except": "",
     }
-    return [statement(name, parameters) for name in ("saga_events", "valid_events", "ended_steps")]
+    return [statement(name, parameters) for name in ("saga_events", "valid_events", *STATISTICS_VIEWS)]
 
 
 def insert_statements(settings: Settings) -> list[str]:
     """One INSERT a table."""
-    parameters = {"window": interval(settings.window_seconds * 1000)}
-    return [statement(name, parameters) for name in ("insert_events", "insert_step_stats")]
+    return [
+        f"INSERT INTO {CATALOG_NAME}.{'.'.join(table.identifier)}\n{query(settings, table)}"
+        for table in (EVENTS, REJECTED_EVENTS, *STATISTICS)
+    ]
 
 
 def run(settings: Settings, *, bounded: bool = False) -> int:

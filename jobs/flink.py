@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from warehouse.settings import Settings
+    from warehouse.tables import Table
 
 LOOPBACK = "127.0.0.1"
 SQL_FOLDER = Path(__file__).parent / "sql"
+STATISTICS_VIEWS = ("ended_steps", "timed_steps", "saga_turns")
+"""What the statistics read, over `valid_events`; in the order in which they build on each other."""
+
 LOG_CONFIGURATION = Path(__file__).parent / "log4j2.properties"
 
 
@@ -73,6 +77,7 @@ def streaming_environment(settings: Settings, checkpoint: Path | None = None) ->
         "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
         "execution.checkpointing.unaligned.enabled": "false",  # Iceberg issue 15846: silent loss
         "execution.state-recovery.claim-mode": "CLAIM",  # what it resumed from is deleted once it is surpassed
+        "pipeline.object-reuse": "true",
         "table.local-time-zone": "UTC",
         "table.exec.source.idle-timeout": f"{settings.idle_timeout_ms} ms",
         "table.exec.iceberg.use-v2-sink": "true",  # the first version lost rows at the end of bounded runs
@@ -103,6 +108,11 @@ def statement(name: str, parameters: Mapping[str, object]) -> str:
     """
     text = (SQL_FOLDER / f"{name}.sql").read_text(encoding="utf-8")
     return Template(text).substitute({key: str(value).replace("'", "''") for key, value in parameters.items()})
+
+
+def query(settings: Settings, table: Table) -> str:
+    """The SELECT whose rows a table gets: the same for the stream and for a recompute."""
+    return statement(table.name, {"window": interval(settings.window_seconds * 1000)})
 
 
 def interval(milliseconds: int) -> str:

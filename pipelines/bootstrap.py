@@ -22,6 +22,7 @@ VENV = ROOT / ".venv"
 STATE = ROOT / ".sagascope"
 PYTHON = (3, 11)
 JAVA = 17
+JDK_CURE = "install a JDK 17 (Debian: apt install openjdk-17-jdk-headless)"
 DISK_NEEDED_GIB = 4
 PACKAGES_STAMP = VENV / "sagascope-requirements.sha256"
 JARS_STAMP = STATE / "jars" / "pom.sha256"
@@ -55,7 +56,7 @@ def set_up() -> None:
     java = find_java()
     if stamp_of(ROOT / "requirements.lock") != read(PACKAGES_STAMP):
         install_packages(find_python())
-    if stamp_of(ROOT / "pom.xml") != read(JARS_STAMP):
+    if stamp_of(*jar_sources()) != read(JARS_STAMP):
         install_jars(find_maven(), java)
 
 
@@ -85,14 +86,13 @@ def find_java() -> str:
     """The Java of JAVA_HOME, else of the PATH; 17 or later."""
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=f"{home}/bin") if home else shutil.which("java")
-    cure = "install a JDK 17 (Debian: apt install openjdk-17-jdk-headless)"
     if not java:
         where = f"in JAVA_HOME={home}" if home else "on the PATH"
-        raise MissingError(f"no java {where}: {cure}")
+        raise MissingError(f"no java {where}: {JDK_CURE}")
     found = re.search(r'version "(\d+)', version_of([java, "-version"]))
     if not found or int(found.group(1)) < JAVA:
         is_version = found.group(1) if found else "of no known version"
-        raise MissingError(f"{java} is Java {is_version}: {cure}")
+        raise MissingError(f"{java} is Java {is_version}: {JDK_CURE}")
     return java
 
 
@@ -130,15 +130,20 @@ def install_packages(python: str) -> None:
 
 
 def install_jars(maven: str, java: str) -> None:
-    """The jars that pom.xml names, laid out under .sagascope/jars."""
+    """The jars that pom.xml names and the one that it builds, laid out under .sagascope/jars."""
     require_disk()
+    home = Path(java).resolve().parent.parent
+    if not (home / "bin" / "javac").exists():
+        raise MissingError(f"{java} comes without a compiler: {JDK_CURE}")
     with Step("Jars: Kafka broker, Flink connectors", "about 150 MB") as step:
         shutil.rmtree(str(STATE / "jars"), ignore_errors=True)
-        home = Path(java).resolve().parent.parent
-        step.run(
-            [maven, "--batch-mode", "--quiet", "--file", str(ROOT / "pom.xml"), "generate-resources"], java_home=home
-        )
-    JARS_STAMP.write_text(stamp_of(ROOT / "pom.xml"))
+        step.run([maven, "--batch-mode", "--quiet", "--file", str(ROOT / "pom.xml"), "package"], java_home=home)
+    JARS_STAMP.write_text(stamp_of(*jar_sources()))
+
+
+def jar_sources() -> List[Path]:
+    """What the jars are made from."""
+    return [ROOT / "pom.xml", *sorted(file for file in (ROOT / "jobs" / "java").rglob("*") if file.is_file())]
 
 
 class Counter:
@@ -214,9 +219,9 @@ def version_of(command: List[str]) -> str:
     return done.stdout.strip()
 
 
-def stamp_of(file: Path) -> str:
-    """The SHA-256 of a file, and where the clone is: a virtual environment does not move."""
-    return hashlib.sha256(file.read_bytes() + str(ROOT).encode()).hexdigest()
+def stamp_of(*files: Path) -> str:
+    """The SHA-256 of the files, and of where the clone is: a virtual environment does not move."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files) + str(ROOT).encode()).hexdigest()
 
 
 def read(file: Path) -> str:

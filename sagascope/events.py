@@ -136,18 +136,27 @@ def encode(event: SagaEvent) -> bytes:
         return _encoder.encode(_without_surrogates(msgspec.to_builtins(event, enc_hook=_plain)))
 
 
-def decode(value: bytes) -> SagaEvent:
+def decode(value: bytes, record_time: int | None = None) -> SagaEvent:
     """The event in a Kafka record's value; fields it does not know are ignored.
+
+    Args:
+        value: The record's bytes.
+        record_time: The record's own timestamp, milliseconds since the epoch; the event's may be 5 minutes ahead of it.
 
     Raises:
         InvalidEventError: no JSON, no UTF-8, a field missing, of a wrong type, or out of its range.
     """
     try:
-        return _decoder.decode(value)
+        value.decode()  # msgspec does not look into the fields that it skips
+        event = _decoder.decode(value)
     except msgspec.ValidationError as error:
         raise _explained(value, error) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidEventError("record", value, f"{_RECORD} ({error})") from error
+    if record_time is not None and event.timestamp > record_time + FARTHEST_AHEAD_MS:
+        allowed = f"at most 5 minutes after the record's own timestamp, {record_time}"
+        raise InvalidEventError("timestamp", event.timestamp, allowed)
+    return event
 
 
 def _plain(value: object) -> str:
@@ -168,16 +177,16 @@ _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
 
 def _explained(value: bytes, error: msgspec.ValidationError) -> InvalidEventError:
     """Say which field, which value and what is allowed, from msgspec's message and the record itself."""
+    try:
+        raw = _fields_decoder.decode(value)
+    except (ValueError, RecursionError) as broken:  # no object, or broken behind the first thing that was wrong
+        return InvalidEventError("record", value, f"{_RECORD} ({broken})")
     if isinstance(error.__cause__, InvalidEventError):  # raised by SagaEvent itself
         return error.__cause__
     match = _PATH.match(str(error))
     what, path = (match["what"], match["path"] or "") if match else (str(error), "")
     if missing := _MISSING.search(what):
         return InvalidEventError(missing["field"], None, _REQUIRED)
-    try:
-        raw = _fields_decoder.decode(value)
-    except (ValueError, RecursionError) as broken:  # no object, or broken behind the first thing that was wrong
-        return InvalidEventError("record", value, f"{_RECORD} ({broken})")
     field = re.split(r"[.\[]", path, maxsplit=1)[0]
     if field not in raw:
         return InvalidEventError("record", value, what)

@@ -12,89 +12,121 @@ from kafka import KafkaConsumer, TopicPartition
 from sagascope.events import EventType, InvalidEventError, SagaEvent, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from warehouse.history import History
     from warehouse.settings import Settings
 
-COLUMNS = (
-    "window_start, window_end, saga_name, step_name, phase, completed, failed, failure_rate, "
-    "avg_ms, min_ms, max_ms, p50_ms, p95_ms, p99_ms"
-)
+    Row = tuple[Any, ...]
+
 ENDS = {
     EventType.STEP_COMPLETED: ("step", False),
     EventType.STEP_FAILED: ("step", True),
     EventType.COMPENSATION_COMPLETED: ("compensation", False),
     EventType.COMPENSATION_FAILED: ("compensation", True),
 }
+TURNS = (EventType.SAGA_STARTED, EventType.SAGA_COMPLETED, EventType.SAGA_ROLLED_BACK, EventType.SAGA_FAILED)
+KEYS = {
+    "step_stats": ("saga_name", "step_name", "phase"),
+    "saga_stats": ("saga_name",),
+    "step_durations": ("saga_name", "step_name", "phase", "bucket"),
+}
+FIGURES = {
+    "step_stats": "completed, failed, failure_rate, avg_ms, min_ms, max_ms, p50_ms, p95_ms, p99_ms",
+    "saga_stats": "started, completed, rolled_back, failed, failure_rate, avg_ms, min_ms, max_ms, p50_ms, p95_ms, p99_ms",
+    "step_durations": '"count"',
+}
+MINUTE_SECONDS = 60
+
+
+class Rejected(NamedTuple):
+    """A record that is no valid event."""
+
+    partition: int
+    offset: int
+    value: bytes | None
 
 
 class Topic(NamedTuple):
-    """What a topic holds."""
+    """What a topic holds: each event once, however often it stands there."""
 
     events: list[SagaEvent]
-    malformed: int
+    rejected: list[Rejected]
+    duplicates: int
 
 
 def read_topic(settings: Settings) -> Topic:
     """Every record of the topic, from its first to its last."""
-    consumer = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers, enable_auto_commit=False)
+    consumer = KafkaConsumer(
+        bootstrap_servers=settings.bootstrap_servers, enable_auto_commit=False, max_partition_fetch_bytes=8 << 20
+    )
     partitions = [TopicPartition(settings.topic, p) for p in consumer.partitions_for_topic(settings.topic)]
     ends = consumer.end_offsets(partitions)
     consumer.assign(partitions)
     consumer.seek_to_beginning(*partitions)
-    events, malformed = [], 0
+    events: dict[str, SagaEvent] = {}
+    rejected, duplicates = [], 0
     while any(consumer.position(partition) < ends[partition] for partition in partitions):
         for records in consumer.poll(timeout_ms=500).values():
             for record in records:
                 try:
-                    event = decode(record.value)
+                    event = decode(record.value or b"", record.timestamp)
                 except InvalidEventError:
-                    malformed += 1
+                    rejected.append(Rejected(record.partition, record.offset, record.value))
                     continue
-                if event.timestamp > record.timestamp + 300_000:  # five minutes ahead of its record
-                    malformed += 1
-                else:
-                    events.append(event)
+                duplicates += event.event_id in events
+                events.setdefault(event.event_id, event)
     consumer.close()
-    return Topic(events, malformed)
+    return Topic(list(events.values()), rejected, duplicates)
 
 
-def step_stats(events: Iterable[SagaEvent], window_seconds: int) -> list[tuple[object, ...]]:
-    """The rows of step_stats, sorted by their key."""
-    width = window_seconds * 1000
-    ended: dict[tuple[int, str, str, str], list[SagaEvent]] = defaultdict(list)
-    for event in events:
-        if event.event_type in ENDS:
-            phase, _ = ENDS[event.event_type]
-            ended[event.timestamp // width * width, event.saga_name, str(event.step_name), phase].append(event)
-    rows = []
-    for (start, saga, step, phase), members in ended.items():
-        durations = sorted(event.duration_ms for event in members if event.duration_ms is not None)
+def step_stats(events: Iterable[SagaEvent], window_seconds: int) -> dict[Row, Row]:
+    """The rows of step_stats, by their key."""
+    rows = {}
+    for key, members in _grouped(events, window_seconds, _step_of).items():
         failed = sum(ENDS[event.event_type][1] for event in members)
-        rows.append(
-            (
-                _moment(start),
-                _moment(start + width),
-                saga,
-                step,
-                phase,
-                len(members) - failed,
-                failed,
-                failed / len(members),
-                sum(durations) / len(durations) if durations else None,
-                durations[0] if durations else None,
-                durations[-1] if durations else None,
-                *(percentile(durations, p) for p in (0.5, 0.95, 0.99)),
-            )
+        rows[key] = (
+            len(members) - failed,
+            failed,
+            failed / len(members),
+            *_figures([event.duration_ms for event in members]),
         )
-    return sorted(rows, key=lambda row: row[:5])
+    return rows
 
 
-def window_end(event: SagaEvent, window_seconds: int) -> datetime:
-    """The end of the window that an event belongs to, exclusive."""
-    width = window_seconds * 1000
-    return _moment(event.timestamp // width * width + width)
+def saga_stats(events: Iterable[SagaEvent], window_seconds: int) -> dict[Row, Row]:
+    """The rows of saga_stats, by their key."""
+    rows = {}
+    for key, members in _grouped(
+        events, window_seconds, lambda event: (event.saga_name,) if event.event_type in TURNS else None
+    ).items():
+        started, completed, rolled_back, failed = (sum(event.event_type == t for event in members) for t in TURNS)
+        ended = completed + rolled_back + failed
+        rate = (rolled_back + failed) / ended if ended else None
+        rows[key] = (
+            started,
+            completed,
+            rolled_back,
+            failed,
+            rate,
+            *_figures([event.total_duration_ms for event in members]),
+        )
+    return rows
+
+
+def step_durations(events: Iterable[SagaEvent]) -> dict[Row, Row]:
+    """The rows of step_durations, by their key."""
+
+    def bucket_of(event: SagaEvent) -> Row | None:
+        step = _step_of(event)
+        return (*step, bucket(event.duration_ms)) if step and event.duration_ms is not None else None
+
+    return {key: (len(members),) for key, members in _grouped(events, MINUTE_SECONDS, bucket_of).items()}
+
+
+def bucket(duration_ms: int) -> int:
+    """0 for 0 ms; else the b for which r^(b-1) <= duration < r^b, r = 1.01 / 0.99."""
+    return 1 + math.floor(math.log(duration_ms) / math.log(1.01 / 0.99)) if duration_ms else 0
 
 
 def percentile(ordered: Sequence[int], p: float) -> float | None:
@@ -113,25 +145,72 @@ def differences(tables: History, topic: Topic, window_seconds: int, until: datet
     """
     fields = ", ".join(f'"{name}"' for name in SagaEvent.__struct_fields__)
     stored = Counter(map(_as_event, tables.sql(f"SELECT {fields} FROM events").fetchall()))
-    expected = Counter(repr(event) for event in topic.events)
-    found = [f"{n} too few: {event}" for event, n in (expected - stored).items()]
-    found += [f"{n} too many: {event}" for event, n in (stored - expected).items()]
-    bound = f"WHERE window_end <= TIMESTAMPTZ '{until.isoformat()}'" if until else ""
-    rows = tables.sql(f"SELECT {COLUMNS} FROM step_stats {bound} ORDER BY 1, 3, 4, 5").fetchall()
-    closed = [e for e in topic.events if until is None or window_end(e, window_seconds) <= until]
-    right = step_stats(closed, window_seconds)
-    found += [
-        f"window {key}: {n} rows too many" for key, n in (Counter(map(_key, rows)) - Counter(map(_key, right))).items()
-    ]
-    by_key = {_key(row): row for row in rows}
-    for row in right:
-        got = by_key.get(_key(row))
-        if got is None or not all(map(_same, got, row)):
-            found.append(f"window {_key(row)}: got {got}, expected {row}")
+    found = _surplus(stored, Counter(repr(event) for event in topic.events))
+    columns = "source_partition, source_offset, value"
+    rejected = Counter(repr(Rejected(*row)) for row in tables.sql(f"SELECT {columns} FROM rejected_events").fetchall())
+    found += _surplus(rejected, Counter(map(repr, topic.rejected)))
+    right = {
+        "step_stats": step_stats(topic.events, window_seconds),
+        "saga_stats": saga_stats(topic.events, window_seconds),
+        "step_durations": step_durations(topic.events),
+    }
+    for name, expected in right.items():
+        found += differing_windows(tables, name, expected, until)
     return found
 
 
-def _as_event(row: tuple[Any, ...]) -> str:
+def differing_windows(
+    tables: History, name: str, expected: dict[Row, Row], until: datetime | None = None
+) -> list[str]:
+    """How the stored rows of a statistic table differ from those expected, each with its key."""
+    key = ("window_start", "window_end", *KEYS[name])
+    bound = f"WHERE window_end <= TIMESTAMPTZ '{until.isoformat()}'" if until else ""
+    rows = tables.sql(f"SELECT {', '.join(key)}, {FIGURES[name]} FROM stored_{name} {bound}").fetchall()
+    keys = Counter(row[: len(key)] for row in rows)
+    stored = {row[: len(key)]: row[len(key) :] for row in rows}
+    right = {k: row for k, row in expected.items() if until is None or k[1] <= until}
+    found = [f"{name} {k}: {n - 1} rows too many" for k, n in keys.items() if n > 1]
+    found += [f"{name} {k}: got {stored[k]}, expected nothing" for k in stored.keys() - right.keys()]
+    for k, row in right.items():
+        got = stored.get(k)
+        if got is None or not all(map(_same, got, row)):
+            found.append(f"{name} {k}: got {got}, expected {row}")
+    return found
+
+
+def _grouped(
+    events: Iterable[SagaEvent], window_seconds: int, names_of: Callable[[SagaEvent], Row | None]
+) -> dict[Row, list[SagaEvent]]:
+    """Events by start and end of their window, and their names; those without names are left out."""
+    width = window_seconds * 1000
+    groups = defaultdict(list)
+    for event in events:
+        names = names_of(event)
+        if names is not None:
+            start = event.timestamp // width * width
+            groups[_moment(start), _moment(start + width), *names].append(event)
+    return groups
+
+
+def _step_of(event: SagaEvent) -> Row | None:
+    if event.event_type not in ENDS:
+        return None
+    return event.saga_name, event.step_name, ENDS[event.event_type][0]
+
+
+def _figures(durations: Iterable[int | None]) -> Row:
+    known = sorted(duration for duration in durations if duration is not None)
+    if not known:
+        return (None,) * 6
+    return (sum(known) / len(known), known[0], known[-1], *(percentile(known, p) for p in (0.5, 0.95, 0.99)))
+
+
+def _surplus(stored: Counter[str], expected: Counter[str]) -> list[str]:
+    found = [f"{n} too few: {row}" for row, n in (expected - stored).items()]
+    return found + [f"{n} too many: {row}" for row, n in (stored - expected).items()]
+
+
+def _as_event(row: Row) -> str:
     """A row of `events` as the event that it came from; NULL is the field's default."""
     values = dict(zip(SagaEvent.__struct_fields__, row, strict=True))
     values["event_type"] = EventType(values["event_type"])
@@ -139,10 +218,6 @@ def _as_event(row: tuple[Any, ...]) -> str:
     values["context_keys"] = tuple(values["context_keys"] or ())
     values["attributes"] = dict(values["attributes"] or {})
     return repr(SagaEvent(**values))
-
-
-def _key(row: tuple[object, ...]) -> tuple[object, ...]:
-    return (row[0], *row[2:5])
 
 
 def _same(got: object, expected: object) -> bool:

@@ -1,5 +1,5 @@
--- The topic. Event time is NULL, and so moves no watermark, where the timestamp is none to trust: more than five
--- minutes ahead of the record's own.
+-- The topic, by the connector in jobs/java: each record once, as an event, or with the reason why it is none. Event time
+-- is NULL, and so moves no watermark, where the record is no event.
 CREATE TEMPORARY TABLE saga_events (
     event_id STRING,
     event_type STRING,
@@ -7,7 +7,7 @@ CREATE TEMPORARY TABLE saga_events (
     saga_name STRING,
     run_id STRING,
     `sequence` BIGINT,
-    `timestamp` BIGINT,
+    event_time TIMESTAMP_LTZ(3),
     step_name STRING,
     attempt INT,
     compensable BOOLEAN,
@@ -24,22 +24,21 @@ CREATE TEMPORARY TABLE saga_events (
     trace_id STRING,
     service STRING,
     schema_version INT,
-    source_topic STRING METADATA FROM 'topic' VIRTUAL,
-    source_partition INT METADATA FROM 'partition' VIRTUAL,
-    source_offset BIGINT METADATA FROM 'offset' VIRTUAL,
-    record_time TIMESTAMP_LTZ(3) METADATA FROM 'timestamp' VIRTUAL,
-    event_time AS CASE
-        WHEN `timestamp` >= 0 AND TO_TIMESTAMP_LTZ(`timestamp`, 3) <= record_time + INTERVAL '5' MINUTE
-            THEN TO_TIMESTAMP_LTZ(`timestamp`, 3)
-    END,
+    source_topic STRING,
+    source_partition INT,
+    source_offset BIGINT,
+    record_time TIMESTAMP_LTZ(3),
+    `value` BYTES,
+    reason STRING,
     WATERMARK FOR event_time AS event_time - INTERVAL '${watermark_delay}' DAY TO SECOND
 ) WITH (
-    'connector' = 'kafka',
+    'connector' = 'saga-events',
     'topic' = '${topic}',
     'properties.bootstrap.servers' = '${bootstrap_servers}',
     'properties.group.id' = 'analytics',
-    'scan.startup.mode' = 'earliest-offset',
-    'scan.bounded.mode' = '${bounded_mode}',
-    'format' = 'json',
-    'json.ignore-parse-errors' = 'true'
+    'bounded' = '${bounded}',
+    'deduplicate.horizon' = '${dedup_horizon}',
+    'start.offsets' = '${start_offsets}',
+    'stored.up-to' = '${stored_up_to}',
+    'stored.except' = '${stored_except}'
 )

@@ -1,4 +1,3 @@
-INSERT INTO lake.saga.events
 SELECT
     event_id,
     event_type,
@@ -8,11 +7,11 @@ SELECT
     `sequence`,
     CAST(event_time AS TIMESTAMP_LTZ(6)) AS `timestamp`,
     step_name,
-    COALESCE(attempt, 1) AS attempt,
+    attempt,
     compensable,
     `pivot`,
     duration_ms,
-    COALESCE(duration_derived, FALSE) AS duration_derived,
+    duration_derived,
     total_duration_ms,
     error_type,
     error_message,
@@ -22,7 +21,7 @@ SELECT
     parent_saga_id,
     trace_id,
     service,
-    COALESCE(schema_version, 1) AS schema_version,
+    schema_version,
     source_topic,
     source_partition,
     source_offset

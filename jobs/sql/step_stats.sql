@@ -1,5 +1,4 @@
 -- A completed and a failed step both count in the durations.
-INSERT INTO lake.saga.step_stats
 SELECT
     CAST(window_start AS TIMESTAMP_LTZ(6)) AS window_start,
     CAST(window_end AS TIMESTAMP_LTZ(6)) AS window_end,
