@@ -44,6 +44,7 @@ TOPIC_CONFIG = {
     "segment.bytes": str(256 << 20),
     "message.timestamp.type": "CreateTime",
 }
+DEFINITIONS_TOPIC_CONFIG = {"cleanup.policy": "compact"}
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -100,7 +101,7 @@ class Broker(msgspec.Struct, frozen=True):
 
 
 def up(settings: Settings) -> Broker:
-    """Start the broker unless it runs, wait until it answers a real request, and make the topic unless it exists.
+    """Start the broker unless it runs, wait until it answers a real request, and make the topics unless they exist.
 
     Raises:
         StackError: no Java, no jars, no disk, or a broker that ended or did not answer; with the log's last lines.
@@ -212,16 +213,21 @@ def _await_ready(settings: Settings, broker: Broker) -> None:
 
 
 def make_topic(settings: Settings) -> None:
-    """Make the topic at the Kafka of the settings, unless it exists."""
+    """Make the topic of the events, and that of the definitions, at the Kafka of the settings, unless they exist."""
+    wanted = (
+        NewTopic(settings.topic, settings.partitions, 1, topic_configs=TOPIC_CONFIG),
+        NewTopic(settings.definitions_topic, 1, 1, topic_configs=DEFINITIONS_TOPIC_CONFIG),
+    )
     with _admin(settings.bootstrap_servers) as admin:
-        if settings.topic in admin.list_topics():
-            return
-        topic = NewTopic(settings.topic, settings.partitions, 1, topic_configs=TOPIC_CONFIG)
-        try:
-            admin.create_topics([topic])
-        except TopicAlreadyExistsError:
-            return
-        admin.wait_for_topics([settings.topic])
+        existing = admin.list_topics()
+        for topic in wanted:
+            if topic.name in existing:
+                continue
+            try:
+                admin.create_topics([topic])
+            except TopicAlreadyExistsError:
+                continue
+            admin.wait_for_topics([topic.name])
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sagascope.definitions import remember
 from sagascope.events import EventType, SagaEvent, new_id
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ async def saga_scope(
         saga_id: Whose run this is; any non-empty string.
         saga_name: The kind of saga.
         listeners: Who is told of its events.
-        definition: Its steps, where known: events then say what is compensable or a pivot.
+        definition: Its steps, where known: events then say what is compensable or a pivot, and carry its id, and
+            KafkaListener publishes it.
         service: The reporting service's name.
         attribute_keys: The context's keys whose values may leave the service, as `attributes` of every event.
         clock: For tests.
@@ -129,7 +131,7 @@ class SagaScope:
         self.run_id = new_id()
         self.listeners = listeners
         self._definition = definition
-        self._definition_id = definition.definition_id if definition else None
+        self._definition_id = remember(definition) if definition else None
         self._service = service
         self._attribute_keys = attribute_keys
         self._attributes: dict[str, str] = {}
