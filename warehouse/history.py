@@ -2,30 +2,43 @@
 
 with history.open(settings, since=yesterday) as saga_history:
     saga_history.sql("SELECT step_name, quantile_cont(duration_ms, 0.95) FROM events GROUP BY 1").show()
+
+A statistic, e.g. `step_stats`, has the windows that the job has stored and, computed when asked for, those after them:
+events tell of a window long before it is closed, and for ever where no later event comes to close it.
 """
 
 from __future__ import annotations
 
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import duckdb
+from pyiceberg.conversions import from_bytes
 from pyiceberg.expressions import AlwaysTrue, BooleanExpression
 from pyiceberg.expressions.parser import parse
 from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.types import TimestamptzType
 
+from warehouse import statistics
 from warehouse.catalog import open_catalog
-from warehouse.tables import TABLES, Table
+from warehouse.tables import EVENTS, STATISTICS, TABLES, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
     from pyiceberg.catalog import Catalog
+    from pyiceberg.manifest import DataFile
+    from pyiceberg.schema import Schema
 
     from warehouse.settings import Settings
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+TIME = TimestamptzType()  # one for all: PyIceberg takes its time to make one
 
 READING = {duckdb.StatementType.SELECT}  # EXPLAIN would run what it explains, if asked to ANALYZE
 
@@ -54,6 +67,9 @@ class History:
     """A snapshot of all tables as views of the same names, over rows of [since, until).
 
     Each view's files are those of the table's snapshot when it was opened: open again to see newer rows.
+
+    A statistic has one more column, `open`: TRUE where the row was computed from the events just now, because the job
+    has stored no window as late as that; the row may still change. `stored_step_stats` and its like hold what is stored.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -104,8 +120,7 @@ def open(  # noqa: A001 - read as history.open
     connection = duckdb.connect(":memory:")
     try:
         connection.execute("SET TimeZone = 'UTC'")
-        for table in TABLES:
-            _create_view(connection, catalog, table, since, until)
+        _create_views(connection, catalog, settings, since, until)
         connection.execute("SET allowed_directories = [?]", [str(settings.warehouse_folder)])
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
@@ -114,39 +129,117 @@ def open(  # noqa: A001 - read as history.open
         connection.close()
 
 
-def _create_view(
+def _create_views(
     connection: duckdb.DuckDBPyConnection,
     catalog: Catalog,
-    table: Table,
+    settings: Settings,
     since: datetime | None,
     until: datetime | None,
 ) -> None:
-    stored = catalog.load_table(table.identifier)
-    scan = stored.scan(row_filter=_between(table.time_column, since, until))
-    files = [unquote(urlsplit(task.file.file_path).path) for task in scan.plan_files()]
-    connection.register(f"no_{table.name}", schema_to_pyarrow(stored.schema()).empty_table())
-    source = f"no_{table.name}"
-    if files:
+    seconds = {table: statistics.window_seconds(settings, table) for table in STATISTICS}
+    tail_ends = {table: until and _next_window(until, seconds[table]) for table in STATISTICS}
+    plan = partial(_plan, connection, catalog, since=since)
+    # Without `until`, so that the newest window that is stored is among the files. The statistics before the events: what
+    # is committed between the two is then computed from the tail, where the other way round a window closed and stored
+    # meanwhile would be told without its events.
+    planned = {table: plan(table, until=None) for table in STATISTICS}
+    planned[EVENTS] = plan(EVENTS, until=max(filter(None, tail_ends.values()), default=None))
+    planned |= {table: plan(table, until=until) for table in TABLES if table not in planned}
+    for table, stored in planned.items():
+        name = f"stored_{table.name}" if table in STATISTICS else table.name
+        connection.execute(f'CREATE VIEW "{name}" AS {stored.select(since, until)}')
+    for table in STATISTICS:
+        rows = f'SELECT *, FALSE AS "open" FROM "stored_{table.name}"'  # noqa: S608 - ours
+        # A window belongs to [since, until) by its start, and has all its events or none.
+        closed = planned[table].newest("window_end") or (since and _next_window(since, seconds[table]))
+        if planned[EVENTS].paths(closed, tail_ends[table]):
+            tail = planned[EVENTS].select(closed, tail_ends[table])
+            computed = statistics.query(settings, table, f"({tail})")
+            rows += f' UNION ALL BY NAME SELECT *, TRUE AS "open" FROM ({computed})'  # noqa: S608 - ours
+        connection.execute(f'CREATE VIEW "{table.name}" AS {rows}')
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A table's newest snapshot: its columns, and those of its files that were asked for."""
+
+    schema: Schema
+    time_column: str
+    types: dict[str, str]
+    """DuckDB's type of each column."""
+    files: dict[str, DataFile]
+    """By path."""
+
+    def newest(self, column: str) -> datetime | None:
+        """The latest moment in a column of the files; None where there are none. No file is opened."""
+        number = self.schema.find_field(column).field_id
+        return max((_moment(file.upper_bounds[number]) for file in self.files.values()), default=None)
+
+    def paths(self, since: datetime | None, until: datetime | None) -> list[str]:
+        """The files that hold rows of [since, until)."""
+        number = self.schema.find_field(self.time_column).field_id
+        return [
+            path
+            for path, file in self.files.items()
+            if (since is None or _moment(file.upper_bounds[number]) >= since)
+            and (until is None or _moment(file.lower_bounds[number]) < until)
+        ]
+
+    def select(self, since: datetime | None, until: datetime | None) -> str:
+        """SQL for the rows of [since, until)."""
+        paths = self.paths(since, until)
+        if not paths:
+            nothing = ", ".join(f"NULL::{kind} AS {_name(name)}" for name, kind in self.types.items())
+            return f"SELECT {nothing} WHERE FALSE"
         # By field id, as Iceberg has it: a file from before a column was added answers NULL, and no footer is opened.
-        types = dict(connection.sql(f"SELECT column_name, column_type FROM (DESCRIBE {source})").fetchall())  # noqa: S608
         columns = ", ".join(
-            f"{field.field_id}: {{name: {_quoted(field.name)}, type: {_quoted(types[field.name])}, default_value: NULL}}"
-            for field in stored.schema().fields
+            f"{field.field_id}: {{name: {_quoted(field.name)}, type: {_quoted(self.types[field.name])}, default_value: NULL}}"
+            for field in self.schema.fields
         )
-        source = f"read_parquet([{', '.join(map(_quoted, files))}], schema = MAP {{{columns}}})"
-    bounds = [
-        f'"{table.time_column}" {sign} TIMESTAMPTZ {_quoted(moment.isoformat())}'
-        for sign, moment in ((">=", since), ("<", until))
-        if moment is not None
-    ]
-    where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
-    connection.execute(f'CREATE VIEW "{table.name}" AS SELECT * FROM {source}{where}')  # noqa: S608 - ours
+        bounds = [
+            f"{_name(self.time_column)} {sign} TIMESTAMPTZ {_quoted(moment.isoformat())}"
+            for sign, moment in ((">=", since), ("<", until))
+            if moment is not None
+        ]
+        where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
+        return f"SELECT * FROM read_parquet([{', '.join(map(_quoted, paths))}], schema = MAP {{{columns}}}){where}"  # noqa: S608
+
+
+def _plan(
+    connection: duckdb.DuckDBPyConnection,
+    catalog: Catalog,
+    table: Table,
+    *,
+    since: datetime | None,
+    until: datetime | None,
+) -> _Planned:
+    stored = catalog.load_table(table.identifier)
+    columns = connection.from_arrow(schema_to_pyarrow(stored.schema()).empty_table())
+    types = dict(zip(columns.columns, map(str, columns.types), strict=True))
+    tasks = stored.scan(row_filter=_between(table.time_column, since, until)).plan_files()
+    files = {unquote(urlsplit(task.file.file_path).path): task.file for task in tasks}
+    return _Planned(stored.schema(), table.time_column, types, files)
 
 
 def _between(column: str, since: datetime | None, until: datetime | None) -> BooleanExpression:
     """PyIceberg's filter that keeps the files which may hold such rows."""
     bounds = [f"{column} {sign} '{moment.isoformat()}'" for sign, moment in ((">=", since), ("<", until)) if moment]
     return parse(" and ".join(bounds)) if bounds else AlwaysTrue()
+
+
+def _next_window(moment: datetime, seconds: int) -> datetime:
+    """The start of the first window that does not start before the moment."""
+    width = timedelta(seconds=seconds)
+    return moment + (EPOCH - moment) % width
+
+
+def _moment(bound: bytes) -> datetime:
+    microseconds: Any = from_bytes(TIME, bound)  # typed as text, but a number
+    return EPOCH + timedelta(microseconds=microseconds)
+
+
+def _name(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'
 
 
 def _quoted(text: str) -> str:

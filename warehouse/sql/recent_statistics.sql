@@ -1,9 +1,14 @@
--- Each step's last minute: counts and mean over it, percentiles of its newest window (they can't be averaged).
+-- Each step's last minute, its open windows included: counts and mean over it, percentiles of its newest window (they
+-- can't be averaged). The minute ends where the newest window of all ends, but not after now: a service whose clock is
+-- ahead would else hide all others.
+WITH windows AS MATERIALIZED (
+    SELECT * FROM step_stats WHERE phase = 'step'
+)
 SELECT saga_name, step_name, sum(completed + failed) AS ended, sum(failed) / sum(completed + failed) AS failure_rate,
     sum(avg_ms * (completed + failed)) / sum(completed + failed) AS avg_ms,
     arg_max(p50_ms, window_end) AS p50_ms, arg_max(p95_ms, window_end) AS p95_ms,
     arg_max(p99_ms, window_end) AS p99_ms, max(window_end) AS window_end
-FROM step_stats
-WHERE phase = 'step' AND window_end > (SELECT max(window_end) FROM step_stats) - INTERVAL 1 MINUTE
+FROM windows
+WHERE window_end > least((SELECT max(window_end) FROM windows), now()) - INTERVAL 1 MINUTE
 GROUP BY saga_name, step_name
 ORDER BY saga_name, step_name
