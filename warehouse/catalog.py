@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pyiceberg.catalog.sql import SqlCatalog
 from sqlalchemy.exc import SQLAlchemyError
 
+from warehouse.errors import WarehouseError
 from warehouse.tables import NAMESPACE, TABLES
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ TABLE_PROPERTIES = {
 }
 
 
-class CatalogError(RuntimeError):
+class CatalogError(WarehouseError):
     """The catalog can't be opened; names its file, the reason, and what to do."""
 
 

@@ -49,6 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """After how long without an event a partition no longer holds the windows back."""
     checkpoint_interval_ms: Positive = 5_000
     """How often the job commits: the freshness of the tables."""
+    snapshots_kept_minutes: Positive = 60
+    """For how long what was current stays readable: the longest that a query or the commit of a recompute may take."""
 
     def __post_init__(self) -> None:
         if strange := sorted(set(re.findall(r"[^A-Za-z0-9/._~+=@-]", str(self.root)))):

@@ -35,7 +35,9 @@ def sagas() -> Callable[..., int]:
         settings: Settings, *, rate: float, seconds: float | None = None, enough: threading.Event | None = None
     ) -> int:
         async def load() -> int:
-            listener = KafkaListener(settings.bootstrap_servers, settings.topic)
+            listener = KafkaListener(
+                settings.bootstrap_servers, settings.topic, definitions_topic=settings.definitions_topic
+            )
             stop = asyncio.Event()
             if enough:
                 loop = asyncio.get_running_loop()

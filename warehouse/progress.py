@@ -1,0 +1,79 @@
+"""How far the tables are: which records they hold, and which windows of event time are closed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from warehouse import history
+from warehouse.statistics import window_seconds
+from warehouse.tables import EVENTS, REJECTED_EVENTS, STATISTICS
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+
+    from warehouse.settings import Settings
+    from warehouse.tables import Table
+
+EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class Progress(NamedTuple):
+    """What the tables' newest snapshots hold.
+
+    Flink commits a table in the order of its records, and of its windows, so one bound tells all that is in it.
+    """
+
+    events: dict[int, int]
+    """The last offset of each partition that has a row in `events`."""
+    rejected: dict[int, int]
+    """The last offset of each partition that has a row in `rejected_events`."""
+    closed: dict[str, datetime]
+    """By table, the end of the newest window that it holds: no window up to there is still to come. Absent: none yet."""
+
+    @property
+    def watermark(self) -> datetime | None:
+        """Up to where windows are closed; None before the first one is. A table without newer rows had none to come."""
+        return max(self.closed.values(), default=None)
+
+    def closed_up_to(self, settings: Settings, table: Table) -> datetime | None:
+        """The end of the last window of a table that is closed, whether it has rows or not; None before the first one."""
+        if self.watermark is None:
+            return None
+        width = timedelta(seconds=window_seconds(settings, table))
+        return self.watermark - (self.watermark - EPOCH) % width
+
+
+NOTHING = Progress({}, {}, {})
+
+
+def read_progress(settings: Settings, catalog: Catalog | None = None) -> Progress:
+    """The progress of the tables on the settings' topic."""
+    with history.open(settings, catalog=catalog) as tables:
+        closed = {
+            table.name: tables.sql(f"SELECT max(window_end) FROM stored_{table.name}").fetchall()[0][0]  # noqa: S608
+            for table in STATISTICS
+        }
+        return Progress(
+            events=_last_offsets(tables, EVENTS, settings.topic),
+            rejected=_last_offsets(tables, REJECTED_EVENTS, settings.topic),
+            closed={name: end for name, end in closed.items() if end},
+        )
+
+
+def _last_offsets(tables: history.History, table: Table, topic: str) -> dict[int, int]:
+    rows = tables.sql(
+        f"SELECT source_partition, max(source_offset) FROM {table.name} WHERE source_topic = $topic GROUP BY ALL",  # noqa: S608
+        {"topic": topic},
+    ).fetchall()
+    return dict(rows)
+
+
+def offsets_since(settings: Settings, moment: datetime, catalog: Catalog | None = None) -> dict[int, int]:
+    """The first offset of each partition whose event is not before the moment; partitions without one are absent."""
+    with history.open(settings, since=moment, catalog=catalog) as tables:
+        rows = tables.sql(
+            "SELECT source_partition, min(source_offset) FROM events WHERE source_topic = $topic GROUP BY ALL",
+            {"topic": settings.topic},
+        ).fetchall()
+    return dict(rows)
