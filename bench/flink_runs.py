@@ -192,7 +192,7 @@ def _stored(settings: Settings) -> dict[str, int]:
             "SELECT count(*), count(DISTINCT source_partition * 1000000000000 + source_offset) FROM events"
         ).fetchall()[0]
         completed, failed, milliseconds, windows = tables.sql(
-            "SELECT sum(completed), sum(failed), sum(avg_ms * (completed + failed)), count(DISTINCT window_start) FROM step_stats"
+            "SELECT sum(completed), sum(failed), sum(avg_ms * (completed + failed)), count(DISTINCT window_start) FROM stored_step_stats"
         ).fetchall()[0]
     return {
         "rows": rows,

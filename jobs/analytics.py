@@ -1,64 +1,94 @@
 """The streaming job: topic -> events, rejected_events and all statistics, one pass, no Python on the hot path.
 
-    python -m jobs.analytics [--bounded]
+    python -m jobs.analytics [--bounded | --rebase]
 
 Settings come from the environment (`SAGASCOPE_…`, see `warehouse.settings`). Each status change is one line of JSON on
-standard output. SIGTERM or SIGINT cancel the job and keep its newest checkpoint, from which the next start resumes.
+standard output. SIGTERM or SIGINT stop the job with a savepoint, from which the next start resumes.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import signal
 import sys
 import threading
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from kafka.errors import KafkaError
 
+from jobs.chores import Chores, owe
+from jobs.claim import SecondJobError, claim_jvm, claim_tables
 from jobs.flink import (
     STATISTICS_VIEWS,
     flink_log,
     interval,
     prepare_jvm,
     query,
+    root_cause,
     statement,
     streaming_environment,
 )
-from jobs.resume import CanNotResumeError, made_for, prepare
+from jobs.resume import CanNotResumeError, checkpoints_for, completed_checkpoints, made_for, noted, start_of_rebase
 from warehouse.catalog import CATALOG_NAME, CatalogError, open_catalog, row_count
+from warehouse.progress import NOTHING, Progress, read_progress
 from warehouse.settings import InvalidSettingError, Settings
-from warehouse.tables import EVENTS, REJECTED_EVENTS, STATISTICS
+from warehouse.tables import EVENTS, REJECTED_EVENTS, SAGA_STATS, STATISTICS, STEP_DURATIONS, STEP_STATS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 POLL_SECONDS = 0.25
+SAVEPOINT_SECONDS = 30
+COUNTS = {STEP_STATS: "completed", SAGA_STATS: "started", STEP_DURATIONS: "count"}
+RESTARTING = ("restarting", "failing")
+RESTORING = ("restor", "magic number", "state handle", "failed to load")
+"""What Flink's exceptions speak of where a checkpoint can't be read."""
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-class SecondJobError(RuntimeError):
-    """Another job writes the same tables; two of them would store every event twice."""
+class CanNotRestoreError(RuntimeError):
+    """Flink can't read the checkpoint that the job was to resume from; says why."""
 
 
-def pipeline(settings: Settings, *, bounded: bool = False, checkpoint: Path | None = None) -> Any:
+def pipeline(
+    settings: Settings,
+    *,
+    bounded: bool = False,
+    checkpoint: Path | None = None,
+    starts: Mapping[int, int] | None = None,
+    progress: Progress = NOTHING,
+) -> Any:
     """The whole job as one PyFlink StatementSet, to execute or to explain.
 
-    With `bounded` it ends at what the topic held when it started, and closes all windows: for a topic that is read once.
+    Args:
+        settings: Where from and where to.
+        bounded: End at what the topic holds when it starts, and close all windows: for a topic that is read once.
+        checkpoint: What to resume from.
+        starts: Without a checkpoint, the offset of each partition to begin at; else its first.
+        progress: What the tables hold: it is not written again, where it is read again.
     """
     environment = streaming_environment(settings, checkpoint)
-    for sql in statements(settings, bounded=bounded):
+    for sql in statements(settings, bounded=bounded, starts=starts, progress=progress):
         environment.execute_sql(sql)
     inserts = environment.create_statement_set()
-    for sql in insert_statements(settings):
+    for sql in insert_statements(settings, progress):
         inserts.add_insert_sql(sql)
     return inserts
 
 
-def statements(settings: Settings, *, bounded: bool = False) -> list[str]:
+def statements(
+    settings: Settings,
+    *,
+    bounded: bool = False,
+    starts: Mapping[int, int] | None = None,
+    progress: Progress = NOTHING,
+) -> list[str]:
     """The DDL: the topic as a table, and the views over it."""
     parameters = {
         "topic": settings.topic,
@@ -66,28 +96,41 @@ def statements(settings: Settings, *, bounded: bool = False) -> list[str]:
         "bounded": str(bounded).lower(),
         "watermark_delay": interval(settings.watermark_delay_ms),
         "dedup_horizon": f"{settings.dedup_horizon_seconds} s",
-        "start_offsets": "",
-        "stored_up_to": "",
-        "stored_except": "",
+        "start_offsets": _pairs(starts or {}),
+        "stored_events": _pairs(progress.events),
+        "stored_rejected": _pairs(progress.rejected),
     }
     return [statement(name, parameters) for name in ("saga_events", "valid_events", *STATISTICS_VIEWS)]
 
 
-def insert_statements(settings: Settings) -> list[str]:
-    """One INSERT a table."""
-    return [
-        f"INSERT INTO {CATALOG_NAME}.{'.'.join(table.identifier)}\n{query(settings, table)}"
-        for table in (EVENTS, REJECTED_EVENTS, *STATISTICS)
-    ]
+def insert_statements(settings: Settings, progress: Progress = NOTHING) -> list[str]:
+    """One INSERT a table; of a statistic, only windows that the table does not hold."""
+    selects = {table: query(settings, table) for table in (EVENTS, REJECTED_EVENTS)}
+    for table in STATISTICS:
+        closed = round(progress.closed.get(table.name, EPOCH).timestamp() * 1000)
+        # Always there, so that a checkpoint fits whatever is closed; and with a count that is never negative, because Flink
+        # would else look at each event's window before it counts, to leave out what in all but a few runs is nothing.
+        fresh = f"window_end > TO_TIMESTAMP_LTZ({closed}, 3) OR `{COUNTS[table]}` < 0"
+        selects[table] = f"SELECT * FROM (\n{query(settings, table)})\nWHERE {fresh}"  # noqa: S608 - ours
+    return [f"INSERT INTO {CATALOG_NAME}.{'.'.join(table.identifier)}\n{sql}" for table, sql in selects.items()]
 
 
-def run(settings: Settings, *, bounded: bool = False) -> int:
+def _pairs(offsets: Mapping[int, int]) -> str:
+    return ",".join(f"{partition}:{offset}" for partition, offset in sorted(offsets.items()))
+
+
+def run(settings: Settings, *, bounded: bool = False, rebase: bool = False) -> int:
     """Run the job until it ends or a signal stops it; returns the process's exit code.
+
+    Args:
+        settings: Where from and where to.
+        bounded: End at what the topic holds now.
+        rebase: Go on from what the tables hold, whatever the checkpoints are of.
 
     Raises:
         InvalidSettingError: no Kafka is named.
         SecondJobError: another job writes the same tables.
-        CanNotResumeError: the checkpoints are of another job, or lost.
+        CanNotResumeError: the checkpoints are of another job, damaged, or lost.
         kafka.errors.KafkaError: the broker does not answer.
     """
     if not settings.bootstrap_servers:
@@ -96,58 +139,105 @@ def run(settings: Settings, *, bounded: bool = False) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    claim_tables(settings)
     with closing(open_catalog(settings)) as catalog:  # makes the tables, whose partitioning Flink's DDL can't declare
-        rows = row_count(catalog, EVENTS)
-    _claim_tables(settings)
+        rows, progress = row_count(catalog, EVENTS), read_progress(settings, catalog)
     job = made_for(settings, statements(settings) + insert_statements(settings))
-    checkpoint = prepare(settings.checkpoints, job, rows)
+    starts: dict[int, int] = {}
+    checkpoints: list[Path | None] = [None]
+    if rebase:
+        starts = start_of_rebase(settings, job, progress)
+        if progress.watermark:
+            owe(settings, progress.watermark, max(progress.closed.values()))
+    else:
+        checkpoints = [*checkpoints_for(settings.checkpoints, job, rows)] or [None]
     prepare_jvm(settings)
-    _say("starting", resumes_from=str(checkpoint) if checkpoint else None)
-    client = pipeline(settings, bounded=bounded, checkpoint=checkpoint).execute().get_job_client()
-    return _watch(client, settings, stop)
+    from pyflink.java_gateway import get_gateway  # noqa: PLC0415 - starts a JVM, which reads what prepare_jvm set
+
+    with closing(claim_jvm(settings, get_gateway().jvm)), Chores(settings):
+        for checkpoint in checkpoints:
+            _say("starting", resumes_from=str(checkpoint) if checkpoint else None, starts=starts or None)
+            job_graph = pipeline(settings, bounded=bounded, checkpoint=checkpoint, starts=starts, progress=progress)
+            try:
+                return _watch(job_graph.execute().get_job_client(), settings, stop, checkpoint)
+            except CanNotRestoreError as error:
+                reason = str(error)
+            except Exception as error:  # noqa: BLE001 - PyFlink's, or Py4J's, around a Java exception and its stack trace
+                reason = root_cause(str(error))
+                if checkpoint is None or not _is_of_restoring(settings, checkpoint, str(error)):
+                    _say("failed", reason=reason)
+                    return 1
+            if checkpoint:
+                _say("damaged", reason=f"{checkpoint} can't be restored ({reason}): falling back to the one before")
+    msg = f"no checkpoint in {settings.checkpoints} can be restored; `sagascope analyze --rebase` goes on from what the tables hold"
+    raise CanNotResumeError(msg)
 
 
-def _claim_tables(settings: Settings) -> None:
-    """Be the only analytics job on these tables, until this process ends."""
-    settings.checkpoints.mkdir(parents=True, exist_ok=True)
-    lock = os.open(settings.checkpoints / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.read(lock, 32).decode().strip()
-        msg = f"another analytics job (pid {pid}) writes the tables of {settings.root}: stop it first (kill {pid})"
-        raise SecondJobError(msg) from None
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
+def _watch(client: Any, settings: Settings, stop: threading.Event, checkpoint: Path | None) -> int:
+    """Say each change of the job's status until it ends or is stopped; 0 unless it failed.
 
-
-def _watch(client: Any, settings: Settings, stop: threading.Event) -> int:
-    """Say each change of the job's status until it ends or is stopped; 0 unless it failed."""
-    log, outcome, told = flink_log(settings), client.get_job_execution_result(), ""
+    Raises:
+        Exception: PyFlink's or Py4J's, with the Java stack trace as its text: it failed.
+        CanNotRestoreError: the checkpoint is damaged, and Flink tries it over and over; the job is cancelled.
+    """
+    log, outcome, told, damage = flink_log(settings), client.get_job_execution_result(), "", ""
+    begin = log.stat().st_size if log.exists() else 0
     while not outcome.done() and not stop.wait(POLL_SECONDS):
         with suppress(Exception):  # the mini cluster goes away with its job, perhaps between these two lines
             status = client.get_job_status().result().name.lower()
+            if status in RESTARTING and (damage := _damaged(settings, checkpoint, log, begin)):
+                break
             if status != told:
-                _say(status, **({"reason": last_cause(log)} if status in ("restarting", "failing") else {}))
+                _say(status, **({"reason": last_cause(log)} if status in RESTARTING else {}))
                 told = status
-    if stop.is_set():
-        with suppress(Exception):  # it may have ended meanwhile
+    if damage:
+        with suppress(Exception):
             client.cancel().result()
-        _say("stopped")
-        return 0
-    try:
-        outcome.result()
-    except Exception as error:  # noqa: BLE001 - Py4J's error, whose text is the Java stack trace
-        _say("failed", reason=root_cause(str(error)))
-        return 1
+        raise CanNotRestoreError(damage)
+    if stop.is_set():
+        return _stop(client, settings, outcome)
+    outcome.result()
     _say("finished")
     return 0
 
 
-def root_cause(trace: str) -> str:
-    """The innermost `Caused by` of a Java stack trace, on one line."""
-    causes = [line.removeprefix("Caused by: ") for line in trace.splitlines() if line.startswith("Caused by: ")]
-    return causes[-1] if causes else trace.strip().splitlines()[0] if trace.strip() else "unknown"
+def _stop(client: Any, settings: Settings, outcome: Any) -> int:
+    """Stop with a savepoint and without draining: a drained half window would be emitted a second time."""
+    from pyflink.java_gateway import get_gateway  # noqa: PLC0415 - see run
+
+    jvm = get_gateway().jvm
+    native = jvm.org.apache.flink.core.execution.SavepointFormatType.NATIVE
+    try:
+        # PyFlink's own method lets no format be chosen; the canonical one writes every key by itself.
+        path = client._j_job_client.stopWithSavepoint(False, settings.checkpoints.as_uri(), native).get(  # noqa: FBT003, SLF001
+            SAVEPOINT_SECONDS, jvm.java.util.concurrent.TimeUnit.SECONDS
+        )
+        outcome.result()
+        _say("stopped", savepoint=str(path).removeprefix("file:"))
+    except Exception as error:  # noqa: BLE001 - it may be restarting, the disk may be full
+        with suppress(Exception):  # it may have ended meanwhile
+            client.cancel().result()
+        _say("stopped", reason=f"without a savepoint ({root_cause(str(error))}): the newest checkpoint stands")
+    return 0
+
+
+def _damaged(settings: Settings, checkpoint: Path | None, log: Path, begin: int) -> str:
+    """Why the job, which restarts, can't read its checkpoint, by its log from `begin` on; empty where that is not why."""
+    if checkpoint is None:
+        return ""
+    with log.open("rb") as file:
+        file.seek(begin)
+        trace = file.read().decode("utf-8", "replace")
+    return root_cause(trace) if _is_of_restoring(settings, checkpoint, trace) else ""
+
+
+def _is_of_restoring(settings: Settings, checkpoint: Path, trace: str) -> bool:
+    """The exceptions tell of reading a checkpoint, and the job has completed none of its own since it began."""
+    own = completed_checkpoints(settings.checkpoints)[:1] != [checkpoint]
+    told = "\n".join(
+        line for line in trace.lower().splitlines() if "exception" in line and not line.startswith("\tat ")
+    )
+    return not own and any(word in told for word in RESTORING)
 
 
 def last_cause(log: Path) -> str:
@@ -168,18 +258,38 @@ def _say(status: str, **facts: object) -> None:
     sys.stdout.flush()
 
 
+def _say_fingerprint(settings: Settings) -> None:
+    """What a job started now would be, and what its checkpoints were made for; changes nothing, and starts no JVM."""
+    now, before = made_for(settings, statements(settings) + insert_statements(settings)), noted(settings.checkpoints)
+    found = completed_checkpoints(settings.checkpoints)
+    _say(
+        "fingerprint",
+        now=msgspec.to_builtins(now),
+        noted=msgspec.to_builtins(before),
+        checkpoints=len(found),
+        newest=str(found[0]) if found else None,
+        differing=[name for name in now.__struct_fields__ if before and getattr(before, name) != getattr(now, name)],
+    )
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m jobs.analytics", description=__doc__)
-    parser.add_argument("--bounded", action="store_true", help="end at what the topic holds now, closing all windows")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--bounded", action="store_true", help="end at what the topic holds now, closing all windows")
+    ways.add_argument("--rebase", action="store_true", help="forget the checkpoints: go on from what the tables hold")
     parser.add_argument(
         "--with-parent", action="store_true", help="stop when standard input ends, as it does when the parent is gone"
     )
+    ways.add_argument("--fingerprint", action="store_true", help=argparse.SUPPRESS)  # `sagascope doctor` asks so
     arguments = parser.parse_args()
     if arguments.with_parent:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
     try:
-        sys.exit(run(Settings.from_environment(os.environ), bounded=arguments.bounded))
+        if arguments.fingerprint:
+            _say_fingerprint(Settings.from_environment(os.environ))
+            sys.exit(0)
+        sys.exit(run(Settings.from_environment(os.environ), bounded=arguments.bounded, rebase=arguments.rebase))
     except (InvalidSettingError, SecondJobError, CanNotResumeError, CatalogError, KafkaError, OSError) as error:
         _say("refused", reason=str(error))
         sys.exit(1)

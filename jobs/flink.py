@@ -23,10 +23,11 @@ STATISTICS_VIEWS = ("ended_steps", "timed_steps", "saga_turns")
 LOG_CONFIGURATION = Path(__file__).parent / "log4j2.properties"
 
 
-def prepare_jvm(settings: Settings, heap: str = "1g") -> None:
+def prepare_jvm(settings: Settings, heap: str = "1g", log: str = "flink") -> None:
     """Set what PyFlink's JVM reads from the environment; before the first PyFlink call of the process.
 
-    Connector jars go on the class path itself, because catalogs don't see `pipeline.jars`.
+    Connector jars go on the class path itself, because catalogs don't see `pipeline.jars`. Of two JVMs that wrote one log,
+    each would roll it over under the other.
 
     Raises:
         FileNotFoundError: the jars are not there; `make setup` brings them.
@@ -44,7 +45,7 @@ def prepare_jvm(settings: Settings, heap: str = "1g") -> None:
     os.environ["LOG4J_PROPERTIES"] = str(LOG_CONFIGURATION)
     os.environ["JVM_ARGS"] = (
         f"-Xmx{heap} -XX:MaxMetaspaceSize=512m "
-        f"-Dsagascope.log={flink_log(settings)} -Djava.io.tmpdir={settings.temporary}"
+        f"-Dsagascope.log={settings.logs / log}.log -Djava.io.tmpdir={settings.temporary}"
     )
 
 
@@ -55,6 +56,28 @@ def flink_log(settings: Settings) -> Path:
 
 def streaming_environment(settings: Settings, checkpoint: Path | None = None) -> Any:
     """A streaming TableEnvironment in this process's mini cluster, whose job resumes from `checkpoint`."""
+    options = {
+        "execution.runtime-mode": "streaming",
+        "execution.checkpointing.interval": f"{settings.checkpoint_interval_ms} ms",
+        "execution.checkpointing.min-pause": f"{settings.checkpoint_interval_ms // 2} ms",
+        "execution.checkpointing.dir": settings.checkpoints.as_uri(),
+        "execution.checkpointing.num-retained": 3,
+        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
+        "execution.checkpointing.unaligned.enabled": "false",  # Iceberg issue 15846: silent loss
+        "execution.state-recovery.claim-mode": "CLAIM",  # what it resumed from is deleted once it is surpassed
+        "table.exec.source.idle-timeout": f"{settings.idle_timeout_ms} ms",
+    }
+    if checkpoint is not None:
+        options["execution.state-recovery.path"] = checkpoint.as_uri()
+    return _environment(settings, options)
+
+
+def batch_environment(settings: Settings) -> Any:
+    """A batch TableEnvironment in this process's mini cluster."""
+    return _environment(settings, {"execution.runtime-mode": "batch"})
+
+
+def _environment(settings: Settings, options: Mapping[str, object]) -> Any:
     from pyflink.common import Configuration  # noqa: PLC0415 - starts a JVM, which reads what prepare_jvm set
     from pyflink.table import EnvironmentSettings, TableEnvironment  # noqa: PLC0415
 
@@ -70,27 +93,16 @@ def streaming_environment(settings: Settings, checkpoint: Path | None = None) ->
         "jobmanager.bind-host": LOOPBACK,
         "taskmanager.bind-host": LOOPBACK,
         "io.tmp.dirs": settings.temporary,
-        "execution.checkpointing.interval": f"{settings.checkpoint_interval_ms} ms",
-        "execution.checkpointing.min-pause": f"{settings.checkpoint_interval_ms // 2} ms",
-        "execution.checkpointing.dir": settings.checkpoints.as_uri(),
-        "execution.checkpointing.num-retained": 3,
-        "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
-        "execution.checkpointing.unaligned.enabled": "false",  # Iceberg issue 15846: silent loss
-        "execution.state-recovery.claim-mode": "CLAIM",  # what it resumed from is deleted once it is surpassed
         "pipeline.object-reuse": "true",
         "table.local-time-zone": "UTC",
-        "table.exec.source.idle-timeout": f"{settings.idle_timeout_ms} ms",
         "table.exec.iceberg.use-v2-sink": "true",  # the first version lost rows at the end of bounded runs
         "table.optimizer.reuse-optimize-block-with-digest-enabled": "true",  # one pass over the topic for all sinks
+        **options,
     }
-    if checkpoint is not None:
-        options["execution.state-recovery.path"] = checkpoint.as_uri()
     configuration = Configuration()
     for key, value in options.items():
         configuration.set_string(key, str(value))
-    environment = TableEnvironment.create(
-        EnvironmentSettings.new_instance().in_streaming_mode().with_configuration(configuration).build()
-    )
+    environment = TableEnvironment.create(EnvironmentSettings.new_instance().with_configuration(configuration).build())
     environment.execute_sql(
         f"CREATE CATALOG {CATALOG_NAME} WITH ("
         "'type' = 'iceberg', 'catalog-impl' = 'org.apache.iceberg.jdbc.JdbcCatalog', 'jdbc.schema-version' = 'V1', "
@@ -98,6 +110,12 @@ def streaming_environment(settings: Settings, checkpoint: Path | None = None) ->
         f"'warehouse' = '{settings.warehouse_folder.as_uri()}')"
     )
     return environment
+
+
+def root_cause(trace: str) -> str:
+    """The innermost `Caused by` of a Java stack trace, on one line."""
+    causes = [line.removeprefix("Caused by: ") for line in trace.splitlines() if line.startswith("Caused by: ")]
+    return causes[-1] if causes else trace.strip().splitlines()[0] if trace.strip() else "unknown"
 
 
 def statement(name: str, parameters: Mapping[str, object]) -> str:

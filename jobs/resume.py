@@ -1,20 +1,36 @@
-"""From where a job goes on: its newest checkpoint, and whether that is one of this very job on these very tables."""
+"""From where a job goes on: its newest checkpoint, if that is one of this very job; after a rebase the tables themselves."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
+import struct
+from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import msgspec
 from kafka import KafkaAdminClient
 
+from warehouse.progress import offsets_since
+from warehouse.topic import bounds_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from warehouse.progress import Progress
     from warehouse.settings import Settings
+
+NOTE = "made_for.json"
+HEADER = struct.Struct(">IIq")
+"""How a checkpoint's `_metadata` begins: a magic number, the format's version, the checkpoint's number."""
+MAGIC = 0x4960672D
+KEPT = 3
+REBASE = "`sagascope analyze --rebase` goes on from what the tables hold"
+SETTLING = timedelta(minutes=10)
+"""How far back a rebase reads at least."""
 
 
 class CanNotResumeError(RuntimeError):
@@ -22,17 +38,18 @@ class CanNotResumeError(RuntimeError):
 
 
 class MadeFor(msgspec.Struct, frozen=True):
-    """What the checkpoints in a folder belong to: another topic's offsets or another window's state fit nothing else."""
+    """The fingerprint of a job: another topic's offsets or another query's state fit nothing else."""
 
     kafka_cluster: str
     topic: str
     window_seconds: int
     sql: str
     flink: str
+    jars: str = ""
 
 
 def made_for(settings: Settings, statements: Iterable[str]) -> MadeFor:
-    """The job that these settings make.
+    """The fingerprint of the job that these settings and statements make.
 
     Raises:
         kafka.errors.KafkaError: the broker does not answer.
@@ -47,56 +64,127 @@ def made_for(settings: Settings, statements: Iterable[str]) -> MadeFor:
         kafka_cluster=cluster,
         topic=settings.topic,
         window_seconds=settings.window_seconds,
-        sql=hashlib.sha256(text.encode()).hexdigest()[:16],
+        sql=_digest(text),
         flink=version("apache-flink"),
+        jars=_digest("\n".join(sorted(jar.name for jar in (settings.jars / "flink").glob("*.jar")))),
     )
 
 
-def prepare(folder: Path, job: MadeFor, rows: int) -> Path | None:
-    """The checkpoint to resume from, or None for a first start; forgets what earlier runs left beside it.
+def checkpoints_for(folder: Path, job: MadeFor, rows: int) -> list[Path]:
+    """The checkpoints to resume from, the newest first; none for a first start. Forgets what earlier runs left.
 
     Args:
-        folder: Of the job's checkpoints, one folder in it a run.
+        folder: Of the job's checkpoints: a folder a run, and the savepoint of the last stop.
         job: What is about to start.
         rows: How many rows its tables hold already.
 
     Raises:
         CanNotResumeError: the checkpoints are of another job, or the tables hold rows and no checkpoint is left.
     """
-    note = folder / "made_for.json"
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
+    found = completed_checkpoints(folder)
+    if not found:
         if rows:
             msg = (
                 f"the tables hold {rows:,} events, but {folder} has no checkpoint to go on from: reading the topic from "
-                "its start would store them twice. Bring the checkpoints back, or start afresh with `make clean`"
+                f"its start would store them twice. Bring the checkpoints back; or {REBASE}"
             )
             raise CanNotResumeError(msg)
-        note.write_bytes(msgspec.json.encode(job))
-        return None
-    before = msgspec.json.decode(note.read_bytes(), type=MadeFor) if note.exists() else job
+        note(folder, job)
+        return []
+    before = noted(folder) or job
     changed = [name for name in MadeFor.__struct_fields__ if getattr(before, name) != getattr(job, name)]
     if changed:
         was, now = ({name: getattr(made, name) for name in changed} for made in (before, job))
+        cure = "use another SAGASCOPE_HOME" if {"kafka_cluster", "topic"} & set(changed) else REBASE
         msg = (
             f"the checkpoints in {folder} were made for {was}, and this job is for {now}: its state fits no other. "
-            "Set it back, use another SAGASCOPE_HOME, or start afresh with `make clean`"
+            f"Set it back; or {cure}"
         )
         raise CanNotResumeError(msg)
+    newest = found[:KEPT]
     for run in folder.iterdir():
-        if run.is_dir() and run != checkpoint.parent:
+        if run.is_dir() and not any(run in (checkpoint, checkpoint.parent) for checkpoint in newest):
             shutil.rmtree(run)
-    return checkpoint
+    return newest
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The completed `chk-<number>` folder of the highest number, of any run; None before the first.
+def start_of_rebase(settings: Settings, job: MadeFor, progress: Progress) -> dict[int, int]:
+    """Forget all checkpoints, and return the offset at which each partition is to be read again.
+
+    That is early enough for every window that is not closed, and for the ids that are still to be remembered.
+
+    Raises:
+        CanNotResumeError: the tables came from another topic, or the topic no longer has what they lack.
+        kafka.errors.KafkaError: the broker does not answer.
+    """
+    folder = settings.checkpoints
+    before = noted(folder)
+    if before and (before.kafka_cluster, before.topic) != (job.kafka_cluster, job.topic):
+        msg = (
+            f"the tables of {settings.root} were filled from topic {before.topic} of Kafka cluster {before.kafka_cluster}, "
+            f"and this is {job.topic} of {job.kafka_cluster}: its offsets mean something else. Use another SAGASCOPE_HOME"
+        )
+        raise CanNotResumeError(msg)
+    bounds = bounds_of(settings)
+    for partition, last in progress.events.items():
+        begin, end = bounds.get(partition, (0, 0))
+        if last >= end:
+            msg = (
+                f"partition {partition} of {settings.topic} ends at offset {end}, but the tables hold {last}: it is not the "
+                "topic that they were filled from. Use another SAGASCOPE_HOME"
+            )
+            raise CanNotResumeError(msg)
+        if begin > last + 1:
+            msg = (
+                f"partition {partition} of {settings.topic} begins at offset {begin}, but the tables end at {last}: what was "
+                "between is deleted from the topic. Keep the topic longer (retention.bytes); to go on without it, start "
+                "in another SAGASCOPE_HOME"
+            )
+            raise CanNotResumeError(msg)
+    since = min(progress.closed.values(), default=None)
+    again: dict[int, int] = {}
+    if since:
+        again = offsets_since(settings, since - max(SETTLING, timedelta(seconds=settings.dedup_horizon_seconds)))
+    for run in folder.glob("*/"):
+        shutil.rmtree(run)
+    note(folder, job)
+    # Before the first window is closed all is read again.
+    return {
+        partition: max(begin, again.get(partition, progress.events.get(partition, -1) + 1) if since else begin)
+        for partition, (begin, _) in bounds.items()
+    }
+
+
+def noted(folder: Path) -> MadeFor | None:
+    """What the checkpoints in the folder were made for; None where nobody has noted it."""
+    file = folder / NOTE
+    return msgspec.json.decode(file.read_bytes(), type=MadeFor) if file.exists() else None
+
+
+def note(folder: Path, job: MadeFor) -> None:
+    """Note what the checkpoints to come are made for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NOTE).write_bytes(msgspec.json.encode(job))
+
+
+def completed_checkpoints(folder: Path) -> list[Path]:
+    """Every completed checkpoint and savepoint, of any run, the newest first.
 
     Numbers go on from one run to the next; the clock, which may be set back, decides only between equal ones.
     """
-    completed = [metadata.parent for metadata in folder.glob("*/chk-*/_metadata")]
-    return max(completed, key=_age, default=None)
+    metadata = [*folder.glob("*/chk-*/_metadata"), *folder.glob("savepoint-*/_metadata")]
+    return [file.parent for file in sorted(metadata, key=_age, reverse=True)]
 
 
-def _age(checkpoint: Path) -> tuple[int, int]:
-    return int(checkpoint.name.removeprefix("chk-")), (checkpoint / "_metadata").stat().st_mtime_ns
+def _age(metadata: Path) -> tuple[float, int]:
+    with metadata.open("rb") as file:
+        header = file.read(HEADER.size)
+    magic, _, number = HEADER.unpack(header) if len(header) == HEADER.size else (0, 0, 0)
+    if magic != MAGIC:  # damaged: it has to be tried in its turn, and to be told of
+        name = metadata.parent.name
+        number = int(name.removeprefix("chk-")) if name.startswith("chk-") else math.inf
+    return number, metadata.stat().st_mtime_ns
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from warehouse.settings import Settings
 
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class JobStatus(msgspec.Struct, frozen=True):
 class AnalyticsProcess:
     """`python -m jobs.analytics`, started with the given settings; its output is in `<home>/logs/analytics.log`."""
 
-    def __init__(self, settings: Settings, *, bounded: bool = False) -> None:
+    def __init__(self, settings: Settings, *, bounded: bool = False, rebase: bool = False) -> None:
         self._settings = settings
         self._command = [
             sys.executable,
@@ -39,6 +39,7 @@ class AnalyticsProcess:
             "jobs.analytics",
             "--with-parent",
             *(["--bounded"] if bounded else []),
+            *(["--rebase"] if rebase else []),
         ]
         self._child: subprocess.Popen[bytes] | None = None
         self.log = settings.logs / "analytics.log"
@@ -99,5 +100,5 @@ class AnalyticsProcess:
         return f"{reason} (log: {self.log})" if reason else f"log {self.log} ends:\n{processes.last_lines(self.log)}"
 
     def stop(self) -> int | None:
-        """Ask it to cancel, keeping its newest checkpoint; after 30 s end it, with its JVM. Its exit code, if it ran."""
+        """Ask it to stop with a savepoint; after a minute end it, with its JVM. Its exit code, if it ran."""
         return None if self._child is None else processes.stop_child(self._child, STOP_SECONDS)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -26,10 +26,12 @@ from kafka.errors import KafkaError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines import processes, stack
+from pipelines import processes, stack, upkeep_commands
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.durations import InvalidDurationError, parse_duration
+from pipelines.moments import parse_moment
 from pipelines.terminal import make_console, rows_as_table
+from warehouse.errors import WarehouseError
 from warehouse.settings import CHECKOUT, PREFIX, Settings
 
 if TYPE_CHECKING:
@@ -51,8 +53,18 @@ app = typer.Typer(
 )
 console = make_console()
 errors = Console(stderr=True)
+app.command()(upkeep_commands.parity)
+app.add_typer(upkeep_commands.maintain, name="maintain")
 
-EXPECTED = (stack.StackError, processes.ProcessFailedError, KafkaError, duckdb.Error, ValueError, OSError)
+EXPECTED = (
+    stack.StackError,
+    processes.ProcessFailedError,
+    WarehouseError,
+    KafkaError,
+    duckdb.Error,
+    ValueError,
+    OSError,
+)
 
 
 class Format(StrEnum):
@@ -68,19 +80,6 @@ def _duration(text: str) -> float:
         return parse_duration(text)
     except InvalidDurationError as error:
         raise typer.BadParameter(str(error)) from error
-
-
-def _moment(text: str) -> datetime:
-    """An ISO moment (UTC unless it says otherwise), or how long ago: 90s, 15m, 2h."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        try:
-            return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
-        except InvalidDurationError as error:
-            msg = f"{text!r} is neither a moment (2026-11-23T10:00) nor a time ago (15m, 2h)"
-            raise typer.BadParameter(msg) from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 For = Annotated[
@@ -131,7 +130,7 @@ def down() -> None:
 
 @app.command()
 def status() -> None:
-    """Say whether Kafka answers, and what of its topic is stored, malformed, missing or still to do.
+    """Say whether Kafka answers, and what of its topic is stored, rejected, missing or still to do.
 
     Exit code 1 when Kafka does not run, or a valid event is missing from the tables.
     """
@@ -143,13 +142,13 @@ def status() -> None:
 
 
 def _print_balance(settings: Settings) -> int:
-    """Each partition's account; returns how many events are missing or stored twice."""
+    """Each partition's account; returns how many rows are missing, or there twice, or of no record."""
     from warehouse import parity
 
     accounts = parity.balance(settings)
-    names = ("partition", "end", "stored", "malformed", "missing", "doubled", "lag")
+    names = ("partition", "end", "stored", "duplicates", "rejected", "missing", "doubled", "lag")
     console.print(rows_as_table(names, [tuple(getattr(account, name) for name in names) for account in accounts]))
-    return sum(account.missing + account.doubled for account in accounts)
+    return sum(account.missing + account.doubled + account.altered for account in accounts)
 
 
 @app.command(name="workload")
@@ -176,7 +175,12 @@ def workload_command(
         workload.print_truth(console, workload.Truth(), scale_time)
         return
     settings = _settings()
-    listener = KafkaListener(stack.bootstrap_servers(settings), settings.topic, buffer_events=100_000)
+    listener = KafkaListener(
+        stack.bootstrap_servers(settings),
+        settings.topic,
+        buffer_events=100_000,
+        definitions_topic=settings.definitions_topic,
+    )
     outcome = asyncio.run(_run_workload(listener, seconds, rate, seed, scale_time, with_parent=with_parent))
     counts = listener.counts
     facts = {
@@ -202,14 +206,24 @@ def workload_command(
 
 
 @app.command()
-def analyze() -> None:
-    """Run the PyFlink job: topic to tables. Resumes from its newest checkpoint; Ctrl-C stops it.
+def analyze(
+    *,
+    rebase: Annotated[
+        bool,
+        typer.Option(
+            "--rebase",
+            help="Forget the checkpoints and go on from what the tables hold: after a change of the window, of the SQL or of "
+            "Flink, or where the checkpoints are lost.",
+        ),
+    ] = False,
+) -> None:
+    """Run the PyFlink job: topic to tables. Resumes from where it was stopped or killed; Ctrl-C stops it with a savepoint.
 
-    Says at its end what it stored, and how many malformed records it met. Exit code 1 when the job failed.
+    Says at its end what it stored, and how many records it rejected. Exit code 1 when the job failed.
     """
     settings = _settings()
     settings = msgspec.structs.replace(settings, bootstrap_servers=stack.bootstrap_servers(settings))
-    job = AnalyticsProcess(settings)
+    job = AnalyticsProcess(settings, rebase=rebase)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     told = ""
@@ -223,7 +237,7 @@ def analyze() -> None:
                 console.print(f"job {told}{resumed}" + (f": {now.reason}" if now.reason else ""), markup=False)
             time.sleep(0.25)
     except KeyboardInterrupt:
-        console.print("stopping; the next start resumes from the newest checkpoint")
+        console.print("stopping with a savepoint, from which the next start resumes")
         code = job.stop()
     if code:
         msg = f"the job failed: {job.failure()}"
@@ -233,17 +247,21 @@ def analyze() -> None:
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="One SELECT over events and step_stats.")],
+    query: Annotated[str, typer.Argument(help="One SELECT over the tables, e.g. events, step_stats.")],
     since: Annotated[
         datetime | None,
-        typer.Option(parser=_moment, metavar="MOMENT", help="Only event time from here: 2026-11-23T10:00, or 15m ago."),
+        typer.Option(
+            parser=parse_moment, metavar="MOMENT", help="Only event time from here: 2026-11-23T10:00, or 15m ago."
+        ),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(parser=_moment, metavar="MOMENT", help="Only event time before this moment.")
+        datetime | None, typer.Option(parser=parse_moment, metavar="MOMENT", help="Only event time before this moment.")
     ] = None,
     output: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
 ) -> None:
     """Ask the history. Times are UTC; `DESCRIBE events` lists the columns.
+
+    A statistic has its open windows, too, computed from `events` just now: `open` is true, and the row may still change.
 
     Example: sagascope sql "SELECT saga_name, count(*) FROM events GROUP BY 1" --since 1h
     """
@@ -252,6 +270,27 @@ def sql(
     with history.open(_settings(), since, until) as tables:
         answer = tables.sql(query)
         columns, rows = answer.columns, answer.fetchall()
+    _print_rows(columns, rows, output)
+
+
+@app.command()
+def doctor(
+    output: Annotated[Format, typer.Option("--format", help="How findings are printed.")] = Format.TABLE,
+) -> None:
+    """Look at versions, Java, jars, home, Kafka, topic, catalog, checkpoints, clocks; say what is wrong, and its cure.
+
+    Changes nothing. Exit code 1 where there is a fault.
+    """
+    from pipelines import doctor as doctor_module
+
+    if output is Format.TABLE:
+        raise typer.Exit(doctor_module.run(os.environ, console))
+    findings = doctor_module.diagnose(os.environ)
+    _print_rows(list(findings[0].__struct_fields__), [msgspec.structs.astuple(one) for one in findings], output)
+    raise typer.Exit(doctor_module.exit_code(findings))
+
+
+def _print_rows(columns: list[str], rows: list[tuple[object, ...]], output: Format) -> None:
     match output:
         case Format.TABLE:
             console.print(rows_as_table(columns, rows))

@@ -25,4 +25,5 @@ SELECT
     source_topic,
     source_partition,
     source_offset
-FROM valid_events
+FROM saga_events
+WHERE reason IS NULL AND NOT stored

@@ -6,4 +6,4 @@ SELECT
     `value`,
     reason
 FROM saga_events
-WHERE reason IS NOT NULL
+WHERE reason IS NOT NULL AND NOT stored

@@ -1,5 +1,6 @@
 -- The topic, by the connector in jobs/java: each record once, as an event, or with the reason why it is none. Event time
--- is NULL, and so moves no watermark, where the record is no event.
+-- is NULL, and so moves no watermark, where the record is no event. What is `stored` already was read again, for the
+-- windows and for the ids that are remembered.
 CREATE TEMPORARY TABLE saga_events (
     event_id STRING,
     event_type STRING,
@@ -30,6 +31,7 @@ CREATE TEMPORARY TABLE saga_events (
     record_time TIMESTAMP_LTZ(3),
     `value` BYTES,
     reason STRING,
+    stored BOOLEAN,
     WATERMARK FOR event_time AS event_time - INTERVAL '${watermark_delay}' DAY TO SECOND
 ) WITH (
     'connector' = 'saga-events',
@@ -39,6 +41,6 @@ CREATE TEMPORARY TABLE saga_events (
     'bounded' = '${bounded}',
     'deduplicate.horizon' = '${dedup_horizon}',
     'start.offsets' = '${start_offsets}',
-    'stored.up-to' = '${stored_up_to}',
-    'stored.except' = '${stored_except}'
+    'stored.events' = '${stored_events}',
+    'stored.rejected' = '${stored_rejected}'
 )

@@ -1,4 +1,4 @@
-"""What becomes of the tables when the job is killed."""
+"""What becomes of the tables when the job is killed, stopped, damaged, changed, or started twice."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from pipelines.processes import ProcessFailedError
 from tests import oracle
 from warehouse import history, parity
 from warehouse.catalog import open_catalog
+from warehouse.progress import read_progress
 from warehouse.tables import EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from warehouse.settings import Settings
 
@@ -60,14 +62,7 @@ def test_killed_three_times_under_load_each_event_is_stored_once(
     assert job.stop() == 0
 
     assert all(resumed[1:]), "a restart resumed from no checkpoint"
-    topic = oracle.read_topic(settings)
-    assert len(topic.events) == sent[0]
-    with history.open(settings) as tables:
-        [(rows, ids)] = tables.sql("SELECT count(*), count(DISTINCT event_id) FROM events").fetchall()
-        assert (rows, ids) == (sent[0], sent[0])
-        [(closed,)] = tables.sql("SELECT max(window_end) FROM step_stats").fetchall()
-        assert closed is not None
-        assert oracle.differences(tables, topic, settings.window_seconds, until=closed) == []
+    _assert_right(settings, sent[0])
 
 
 def test_a_second_job_on_the_same_tables_is_refused(settings: Settings) -> None:
@@ -90,23 +85,115 @@ def test_a_second_job_on_the_same_tables_is_refused(settings: Settings) -> None:
     assert first.stop() == 0
 
 
-def test_another_window_or_lost_checkpoints_are_refused(settings: Settings, sagas: Callable[..., int]) -> None:
-    """What a checkpoint was not made for is not resumed from, and without one the topic is not stored a second time."""
-    sagas(settings, rate=50, seconds=2)
-    job = _start(settings)
+def test_stopped_with_savepoints_each_event_is_stored_once(
+    settings: Settings, sagas: Callable[..., int], request: pytest.FixtureRequest
+) -> None:
+    """A stop takes a savepoint and drains nothing; the next start resumes from it, and no window is told in halves."""
+    sent: list[int] = []
+    enough = threading.Event()
+    load = threading.Thread(target=lambda: sent.append(sagas(settings, rate=40, enough=enough)))
+    load.start()
+    request.addfinalizer(enough.set)
+    for stops in range(3):
+        job = _start(settings)
+        if stops:
+            assert "savepoint-" in str(job.status().resumes_from)
+        _await_commit(settings)
+        if stops < 2:
+            assert job.stop() == 0
+            assert list(settings.checkpoints.glob("savepoint-*/_metadata"))
+    enough.set()
+    load.join()
     _await(lambda: not _left(settings), 60)
     assert job.stop() == 0
+    _assert_right(settings, sent[0])
+
+
+def _of_metadata(checkpoint: Path) -> None:
+    (checkpoint / "_metadata").write_bytes(b"rubbish")
+
+
+def _of_state(checkpoint: Path) -> None:
+    largest = max(
+        (file for file in checkpoint.iterdir() if file.name != "_metadata"), key=lambda file: file.stat().st_size
+    )
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [_of_metadata, _of_state])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    settings: Settings, sagas: Callable[..., int], damage: Callable[[Path], None]
+) -> None:
+    """It is said, what lies between the two is read again, and neither an event nor a window is stored twice."""
+    sent = sagas(settings, rate=100, seconds=10)
+    job = _start(settings)
+    _await(lambda: not _left(settings), 60)
+    more = sagas(settings, rate=100, seconds=5)
+    _await(lambda: not _left(settings), 60)
+    _await(lambda: len(completed(settings)) >= 2, 30)
+    _jvm(job).kill()
+    _await_end(job)
+    newest = completed(settings)[-1]
+    damage(newest)
+    job = _start(settings)
+    _await(lambda: f"{newest} can't be restored" in job.log.read_text(), 60)
+    assert "falling back" in job.log.read_text()
+    still_more = sagas(settings, rate=100, seconds=3)
+    _await(lambda: not _left(settings), 60)
+    assert job.stop() == 0
+    _assert_right(settings, sent + more + still_more)
+
+
+def test_a_rebase_goes_on_from_the_tables(settings: Settings, sagas: Callable[..., int]) -> None:
+    """Another window and lost checkpoints are refused; a rebase reads again what it must, and stores nothing twice."""
+    sent = sagas(settings, rate=100, seconds=12)
+    job = _start(settings)
+    _await(lambda: not _left(settings), 60)
+    _await_commit(settings)
+    _jvm(job).kill()
+    _await_end(job)
     refused = AnalyticsProcess(msgspec.structs.replace(settings, window_seconds=60))
     refused.start()
     _await_end(refused)
     assert refused.exit_code() == 1
     assert "'window_seconds': 10" in refused.failure()
-    shutil.rmtree(next(settings.checkpoints.glob("*/chk-*")).parent)
+    assert "--rebase" in refused.failure()
+    for run in settings.checkpoints.glob("*/"):
+        shutil.rmtree(run)
     refused = AnalyticsProcess(settings)
     refused.start()
     _await_end(refused)
     assert refused.exit_code() == 1
     assert "would store them twice" in refused.failure()
+
+    sent += sagas(settings, rate=100, seconds=3)
+    job = AnalyticsProcess(settings, rebase=True)
+    _started.append(job)
+    job.start()
+    sent += sagas(settings, rate=100, seconds=12)
+    _await(lambda: not _left(settings), 90)
+    _await_commit(settings)
+    assert job.stop() == 0
+    _assert_right(settings, sent)
+
+
+def test_the_jvm_of_a_killed_job_keeps_a_second_one_away(settings: Settings) -> None:
+    """Its Python process is gone, the JVM is not: it would go on writing the tables."""
+    job = _start(settings)
+    jvm = _jvm(job)
+    jvm.suspend()
+    psutil.Process(job.pid).kill()
+    try:
+        second = AnalyticsProcess(settings)
+        _started.append(second)
+        second.start()
+        _await_end(second)
+        assert second.exit_code() == 1
+        assert f"the JVM (pid {jvm.pid}) of an analytics job that was killed" in second.failure()
+    finally:
+        jvm.resume()
+    _await(lambda: not jvm.is_running(), 30)
+    assert _start(settings).status().status == "running"
 
 
 def test_only_this_machine_reaches_the_job(settings: Settings) -> None:
@@ -149,6 +236,23 @@ def _start(settings: Settings) -> AnalyticsProcess:
     _await(lambda: job.status().status == "running" or job.exit_code() is not None, 60)
     assert job.exit_code() is None, job.failure()
     return job
+
+
+def _assert_right(settings: Settings, sent: int) -> None:
+    """Each id once, and the windows that are closed equal the oracle's."""
+    topic = oracle.read_topic(settings)
+    assert len(topic.events) == sent
+    closed = read_progress(settings).closed
+    with history.open(settings) as tables:
+        [(rows, ids)] = tables.sql("SELECT count(*), count(DISTINCT event_id) FROM events").fetchall()
+        assert (rows, ids) == (sent, sent)
+        assert oracle.differences(tables, topic, settings.window_seconds, until=min(closed.values())) == []
+
+
+def completed(settings: Settings) -> list[Path]:
+    """The checkpoints of the last run, the newest last."""
+    found = [file.parent for file in settings.checkpoints.glob("*/chk-*/_metadata")]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("chk-")))
 
 
 def _jvm(job: AnalyticsProcess) -> psutil.Process:

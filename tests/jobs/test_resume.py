@@ -9,62 +9,92 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from jobs.resume import CanNotResumeError, MadeFor, newest_checkpoint, prepare
+from jobs.resume import HEADER, MAGIC, CanNotResumeError, MadeFor, checkpoints_for, completed_checkpoints
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-JOB = MadeFor(kafka_cluster="c", topic="t", window_seconds=10, sql="s", flink="2.2.1")
+JOB = MadeFor(kafka_cluster="c", topic="t", window_seconds=10, sql="s", flink="2.2.1", jars="j")
 
 
-def complete(folder: Path, name: str, age: float = 0) -> Path:
-    """A completed checkpoint, that many seconds old."""
+def complete(folder: Path, name: str, number: int, age: float = 0) -> Path:
+    """A completed checkpoint or savepoint of that number, that many seconds old."""
     checkpoint = folder / name
     checkpoint.mkdir(parents=True)
-    (checkpoint / "_metadata").touch()
+    (checkpoint / "_metadata").write_bytes(HEADER.pack(MAGIC, 4, number) + b"state")
     os.utime(checkpoint / "_metadata", (time.time() - age,) * 2)
     return checkpoint
 
 
-def test_newest_checkpoint_has_the_highest_number(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_has_the_highest_number(tmp_path: Path) -> None:
     """Of any run; one without _metadata was never completed, and a clock that was set back does not matter."""
-    assert newest_checkpoint(tmp_path) is None
-    complete(tmp_path, "a/chk-7")
-    complete(tmp_path, "b/chk-10", age=3_600)
+    assert completed_checkpoints(tmp_path) == []
+    seventh = complete(tmp_path, "a/chk-7", 7)
+    tenth = complete(tmp_path, "b/chk-10", 10, age=3_600)
     (tmp_path / "b" / "chk-11").mkdir()
-    assert newest_checkpoint(tmp_path) == tmp_path / "b" / "chk-10"
+    assert completed_checkpoints(tmp_path) == [tenth, seventh]
+
+
+def test_a_savepoint_stands_among_the_checkpoints_by_its_number(tmp_path: Path) -> None:
+    """Its folder's name tells nothing, its `_metadata` does."""
+    eighth = complete(tmp_path, "a/chk-8", 8)
+    savepoint = complete(tmp_path, "savepoint-12ab-34cd", 9, age=60)
+    assert completed_checkpoints(tmp_path) == [savepoint, eighth]
+    later = complete(tmp_path, "b/chk-10", 10)
+    assert completed_checkpoints(tmp_path)[0] == later
+
+
+def test_a_damaged_one_keeps_its_place(tmp_path: Path) -> None:
+    """It has to be tried in its turn, so that it is told of."""
+    older = complete(tmp_path, "a/chk-7", 7)
+    damaged = complete(tmp_path, "a/chk-8", 8)
+    (damaged / "_metadata").write_bytes(b"rubbish")
+    assert completed_checkpoints(tmp_path) == [damaged, older]
+    savepoint = complete(tmp_path, "savepoint-1", 6)
+    (savepoint / "_metadata").write_bytes(b"")
+    assert completed_checkpoints(tmp_path)[0] == savepoint
 
 
 def test_of_equal_numbers_the_younger_one_counts(tmp_path: Path) -> None:
     """Two runs that resumed from one checkpoint number their own alike."""
-    complete(tmp_path, "a/chk-7", age=10)
-    complete(tmp_path, "b/chk-7", age=5)
-    assert newest_checkpoint(tmp_path) == tmp_path / "b" / "chk-7"
+    complete(tmp_path, "a/chk-7", 7, age=10)
+    complete(tmp_path, "b/chk-7", 7, age=5)
+    assert completed_checkpoints(tmp_path)[0] == tmp_path / "b" / "chk-7"
 
 
 def test_the_same_job_resumes_and_forgets_older_runs(tmp_path: Path) -> None:
-    """A first start notes what it is for; the next one finds the newest checkpoint, and the others' folders go."""
-    assert prepare(tmp_path, JOB, rows=0) is None
-    complete(tmp_path, "a/chk-3")
-    newest = complete(tmp_path, "b/chk-5")
-    complete(tmp_path, "b/chk-4")
-    assert prepare(tmp_path, JOB, rows=100) == newest
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "made_for.json"]
-    assert (tmp_path / "b" / "chk-4").exists()
+    """A first start notes what it is for; the next one finds the newest three, and other runs' folders go."""
+    assert checkpoints_for(tmp_path, JOB, rows=0) == []
+    complete(tmp_path, "a/chk-2", 2)
+    newest = [complete(tmp_path, f"b/chk-{number}", number) for number in (5, 4)]
+    savepoint = complete(tmp_path, "savepoint-1", 3)
+    assert checkpoints_for(tmp_path, JOB, rows=100) == [*newest, savepoint]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "made_for.json", "savepoint-1"]
 
 
 @pytest.mark.parametrize("field", MadeFor.__struct_fields__)
 def test_checkpoints_of_another_job_are_refused(tmp_path: Path, field: str) -> None:
-    """Another topic, window, cluster, SQL or Flink: named, with what it was and what it is."""
-    prepare(tmp_path, JOB, rows=0)
-    complete(tmp_path, "a/chk-1")
+    """Another topic, window, cluster, SQL, Flink or connector: named, with what it was and what it is, and the cure."""
+    checkpoints_for(tmp_path, JOB, rows=0)
+    complete(tmp_path, "a/chk-1", 1)
     other = 60 if field == "window_seconds" else "other"
-    with pytest.raises(CanNotResumeError, match=f"made for .*{field}.* this job is for .*{other}.*make clean"):
-        prepare(tmp_path, msgspec.structs.replace(JOB, **{field: other}), rows=1)
+    cure = "SAGASCOPE_HOME" if field in ("kafka_cluster", "topic") else "--rebase"
+    with pytest.raises(CanNotResumeError, match=f"made for .*{field}.* this job is for .*{other}.*{cure}"):
+        checkpoints_for(tmp_path, msgspec.structs.replace(JOB, **{field: other}), rows=1)
+
+
+def test_a_note_of_an_older_version_differs(tmp_path: Path) -> None:
+    """It knew no fingerprint of the connectors: that is a difference, not an error."""
+    complete(tmp_path, "a/chk-1", 1)
+    known = msgspec.to_builtins(JOB)
+    del known["jars"]
+    (tmp_path / "made_for.json").write_bytes(msgspec.json.encode(known))
+    with pytest.raises(CanNotResumeError, match=r"jars.*--rebase"):
+        checkpoints_for(tmp_path, JOB, rows=1)
 
 
 def test_lost_checkpoints_store_nothing_twice(tmp_path: Path) -> None:
     """Rows without a checkpoint: the topic is not read again from its start."""
-    prepare(tmp_path, JOB, rows=0)
-    with pytest.raises(CanNotResumeError, match=r"hold 7 events.*no checkpoint.*twice.*make clean"):
-        prepare(tmp_path, JOB, rows=7)
+    checkpoints_for(tmp_path, JOB, rows=0)
+    with pytest.raises(CanNotResumeError, match=r"hold 7 events.*no checkpoint.*twice.*--rebase"):
+        checkpoints_for(tmp_path, JOB, rows=7)

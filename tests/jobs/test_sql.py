@@ -6,15 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from jobs.analytics import insert_statements, last_cause, root_cause, statements
-from jobs.flink import SQL_FOLDER, interval, statement
+from jobs.analytics import insert_statements, last_cause, statements
+from jobs.flink import SQL_FOLDER, interval, query, root_cause, statement
 from sagascope.events import SagaEvent
+from warehouse.progress import Progress
 from warehouse.tables import EVENTS, REJECTED_EVENTS, STATISTICS
 
 if TYPE_CHECKING:
@@ -47,8 +49,10 @@ def test_a_placeholder_without_a_value_is_an_error() -> None:
 
 
 def test_every_statement_is_used_and_filled(local: Settings) -> None:
-    """Each file of jobs/sql is one statement of the job, with no placeholder left."""
+    """Each file of jobs/sql is one statement of the stream or of the recompute, with no placeholder left."""
     rendered = statements(local) + insert_statements(local)
+    of_recompute = {"stored_events", "stored_events_once"}
+    rendered += [statement(name, {"since": 0, "until": 1}) for name in of_recompute]
     assert len(rendered) == len(list(SQL_FOLDER.glob("*.sql")))
     assert not any("${" in sql for sql in rendered)
 
@@ -56,19 +60,30 @@ def test_every_statement_is_used_and_filled(local: Settings) -> None:
 def test_the_topic_has_every_field_of_the_event(local: Settings) -> None:
     """No field of SagaEvent is forgotten in the DDL, nor one that it lacks; beside them stands where the record was."""
     columns = re.findall(r"^    `?(\w+)`? [A-Z_]+(?:<[A-Z, ]+>|\(3\))?,", statements(local)[0], re.MULTILINE)
-    of_record = ["source_topic", "source_partition", "source_offset", "record_time", "value", "reason"]
+    of_record = ["source_topic", "source_partition", "source_offset", "record_time", "value", "reason", "stored"]
     fields = [name.replace("event_time", "timestamp") for name in columns[: -len(of_record)]]
     assert columns[-len(of_record) :] == of_record
     assert sorted(fields) == sorted(SagaEvent.__struct_fields__)
 
 
-def test_inserts_name_the_columns_of_their_table(local: Settings) -> None:
-    """Flink fills columns by position: each INSERT selects exactly the table's columns, in their order."""
-    for sql, table in zip(insert_statements(local), (EVENTS, REJECTED_EVENTS, *STATISTICS), strict=True):
-        assert f"INSERT INTO lake.saga.{table.name}\n" in sql
-        select = sql.split("SELECT", 1)[1].split("\nFROM", 1)[0]
+def test_selects_name_the_columns_of_their_table(local: Settings) -> None:
+    """Flink fills columns by position: each query selects exactly the table's columns, in their order."""
+    for table in (EVENTS, REJECTED_EVENTS, *STATISTICS):
+        select = query(local, table).split("SELECT", 1)[1].split("\nFROM", 1)[0]
         names = [line.strip().rstrip(",").split(" AS ")[-1].strip("`") for line in select.strip().splitlines()]
         assert names == [column.name for column in table.columns]
+
+
+def test_what_is_stored_is_not_written_again(local: Settings) -> None:
+    """The offsets and the windows that the tables hold stand in the statements."""
+    closed = datetime(2026, 11, 23, 10, tzinfo=UTC)
+    progress = Progress(events={0: 7, 1: 9}, rejected={1: 3}, closed={"step_stats": closed})
+    ddl = statements(local, starts={0: 4, 1: 5}, progress=progress)[0]
+    for option in ("'start.offsets' = '0:4,1:5'", "'stored.events' = '0:7,1:9'", "'stored.rejected' = '1:3'"):
+        assert option in ddl
+    of_steps, of_sagas = insert_statements(local, progress)[2:4]
+    assert f"WHERE window_end > TO_TIMESTAMP_LTZ({closed.timestamp() * 1000:.0f}, 3)" in of_steps
+    assert "WHERE window_end > TO_TIMESTAMP_LTZ(0, 3)" in of_sagas
 
 
 def test_the_root_cause_is_the_innermost(tmp_path: Path) -> None:

@@ -30,15 +30,13 @@ final class Deduplicate extends KeyedProcessFunction<Integer, RowData, RowData> 
 
     private final long horizonMillis;
     private final long sliceMillis;
-    private final StoredOffsets stored;
 
     private transient ValueState<EventIds> state;
     private transient Counter duplicates;
 
-    Deduplicate(long horizonMillis, StoredOffsets stored) {
+    Deduplicate(long horizonMillis) {
         this.horizonMillis = horizonMillis;
         this.sliceMillis = Math.max(SHORTEST_SLICE_MILLIS, horizonMillis / SLICES);
-        this.stored = stored;
     }
 
     @Override
@@ -49,23 +47,24 @@ final class Deduplicate extends KeyedProcessFunction<Integer, RowData, RowData> 
 
     @Override
     public void processElement(RowData row, Context context, Collector<RowData> out) throws Exception {
-        boolean first = true;
-        if (horizonMillis > 0 && !row.isNullAt(SagaEventRow.EVENT_ID)) {
-            long watermark = Math.max(0, context.timerService().currentWatermark()); // the first one is yet to come
-            long time = row.getTimestamp(SagaEventRow.EVENT_TIME, SagaEventRow.TIME_PRECISION).getMillisecond();
-            EventIds ids = state.value();
-            if (ids == null) {
-                ids = new EventIds();
-            }
-            long[] id = idOf(row.getString(SagaEventRow.EVENT_ID));
-            first = ids.add(id[0], id[1], slice(Math.max(time, watermark) + horizonMillis) + 1, slice(watermark));
-            state.update(ids);
-            if (!first) {
-                duplicates.inc();
-            }
-        }
-        if (first && !stored.contains(row.getInt(SagaEventRow.SOURCE_PARTITION), row.getLong(SagaEventRow.SOURCE_OFFSET))) {
+        if (row.isNullAt(SagaEventRow.EVENT_ID)) {
             out.collect(row);
+            return;
+        }
+        long watermark = Math.max(0, context.timerService().currentWatermark()); // the first one is yet to come
+        long time = row.getTimestamp(SagaEventRow.EVENT_TIME, SagaEventRow.TIME_PRECISION).getMillisecond();
+        EventIds ids = state.value();
+        if (ids == null) {
+            ids = new EventIds();
+        }
+        long[] id = idOf(row.getString(SagaEventRow.EVENT_ID));
+        int until = slice(Math.max(time, watermark) + horizonMillis) + 1;
+        boolean first = ids.add(id[0], id[1], until, slice(watermark));
+        state.update(ids);
+        if (first) {
+            out.collect(row);
+        } else {
+            duplicates.inc();
         }
     }
 

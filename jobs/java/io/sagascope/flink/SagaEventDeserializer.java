@@ -12,11 +12,16 @@ import org.apache.flink.util.Collector;
 final class SagaEventDeserializer implements KafkaRecordDeserializationSchema<RowData> {
     private static final long serialVersionUID = 1L;
 
+    private final StoredOffsets stored;
     private transient SagaEventParser parser;
+
+    SagaEventDeserializer(StoredOffsets stored) {
+        this.stored = stored;
+    }
 
     @Override
     public void open(DeserializationSchema.InitializationContext context) {
-        parser = new SagaEventParser();
+        parser = new SagaEventParser(stored);
     }
 
     @Override

@@ -58,6 +58,7 @@ public final class SagaEventParser {
                     .build();
 
     private final SagaEventWriter writer = new SagaEventWriter();
+    private final StoredOffsets stored;
 
     final String[] texts = new String[SagaEventRow.WIDTH];
     final long[] numbers = new long[SagaEventRow.WIDTH];
@@ -67,17 +68,24 @@ public final class SagaEventParser {
     EventType type;
     private String reason;
 
+    SagaEventParser(StoredOffsets stored) {
+        this.stored = stored;
+    }
+
     /** The row of a record: of its event, or of the rejected record. */
     RowData parse(byte[] value, String topic, int partition, long offset, long recordTime) {
         String wrong = read(value, recordTime);
-        return wrong == null
-                ? writer.event(this, topic, partition, offset, recordTime)
-                : writer.rejected(value, wrong, topic, partition, offset, recordTime);
+        if (wrong == null) {
+            writer.event(this, stored.containsEvent(partition, offset));
+        } else {
+            writer.rejected(value, wrong, stored.containsRejected(partition, offset));
+        }
+        return writer.finished(topic, partition, offset, recordTime);
     }
 
     /** Why a record's value is no valid event, {@code field: got …; allowed: …}; null where it is one. For the tests. */
     public static String reasonOf(byte[] value, long recordTime) {
-        return new SagaEventParser().read(value, recordTime);
+        return new SagaEventParser(new StoredOffsets("", "")).read(value, recordTime);
     }
 
     private String read(byte[] value, long recordTime) {

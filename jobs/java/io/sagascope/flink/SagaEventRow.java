@@ -45,7 +45,8 @@ final class SagaEventRow {
     static final int RECORD_TIME = 26;
     static final int VALUE = 27;
     static final int REASON = 28;
-    static final int WIDTH = 29;
+    static final int STORED = 29;
+    static final int WIDTH = 30;
 
     /** Milliseconds. */
     static final int TIME_PRECISION = 3;
@@ -67,14 +68,14 @@ final class SagaEventRow {
                         "step_name", "attempt", "compensable", "pivot", "duration_ms", "duration_derived",
                         "total_duration_ms", "error_type", "error_message", "context_keys", "attributes",
                         "definition_id", "parent_saga_id", "trace_id", "service", "schema_version", "source_topic",
-                        "source_partition", "source_offset", "record_time", "value", "reason");
+                        "source_partition", "source_offset", "record_time", "value", "reason", "stored");
         List<LogicalType> types =
                 List.of(
                         text, text, text, text, text, number, time,
                         text, integer, flag, flag, number, flag,
                         number, text, text, new ArrayType(text), new MapType(text, text),
                         text, text, text, text, integer, text,
-                        integer, number, time, bytes, text);
+                        integer, number, time, bytes, text, flag);
         return new RowType(
                 IntStream.range(0, WIDTH)
                         .mapToObj(i -> new RowType.RowField(names.get(i), types.get(i)))

@@ -30,7 +30,7 @@ final class SagaEventWriter {
     }
 
     /** What the parser has just read. */
-    RowData event(SagaEventParser event, String topic, int partition, long offset, long recordTime) {
+    void event(SagaEventParser event, boolean stored) {
         out.reset();
         for (int field : new int[] {
             SagaEventRow.EVENT_ID,
@@ -71,11 +71,11 @@ final class SagaEventWriter {
         attributes(event.attributes);
         out.setNullAt(SagaEventRow.VALUE);
         out.setNullAt(SagaEventRow.REASON);
-        return finished(topic, partition, offset, recordTime);
+        out.writeBoolean(SagaEventRow.STORED, stored);
     }
 
     /** A record that is no event, as it came. */
-    RowData rejected(byte[] value, String reason, String topic, int partition, long offset, long recordTime) {
+    void rejected(byte[] value, String reason, boolean stored) {
         out.reset();
         for (int field = 0; field < SagaEventRow.SOURCE_TOPIC; field++) {
             out.setNullAt(field);
@@ -86,10 +86,11 @@ final class SagaEventWriter {
             out.writeBinary(SagaEventRow.VALUE, value);
         }
         text(SagaEventRow.REASON, reason);
-        return finished(topic, partition, offset, recordTime);
+        out.writeBoolean(SagaEventRow.STORED, stored);
     }
 
-    private RowData finished(String topic, int partition, long offset, long recordTime) {
+    /** The row, once it says where its record was. */
+    RowData finished(String topic, int partition, long offset, long recordTime) {
         text(SagaEventRow.SOURCE_TOPIC, topic);
         out.writeInt(SagaEventRow.SOURCE_PARTITION, partition);
         out.writeLong(SagaEventRow.SOURCE_OFFSET, offset);

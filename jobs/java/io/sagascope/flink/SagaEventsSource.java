@@ -80,19 +80,19 @@ final class SagaEventsSource implements ScanTableSource, SupportsWatermarkPushDo
                         .setTopics(topic)
                         .setProperties(kafka)
                         .setStartingOffsets(startingOffsets())
-                        .setDeserializer(new SagaEventDeserializer());
+                        .setDeserializer(new SagaEventDeserializer(stored));
         if (bounded) {
             source.setBounded(OffsetsInitializer.latest());
         }
         SingleOutputStreamOperator<RowData> records =
                 environment.fromSource(source.build(), watermarks, "Topic " + topic);
         provider.generateUid("topic").ifPresent(records::uid);
-        if (horizonMillis == 0 && stored.isEmpty()) {
+        if (horizonMillis == 0) {
             return named(records);
         }
         SingleOutputStreamOperator<RowData> once =
                 records.keyBy(Deduplicate::keyOf)
-                        .process(new Deduplicate(horizonMillis, stored), InternalTypeInfo.of(SagaEventRow.TYPE))
+                        .process(new Deduplicate(horizonMillis), InternalTypeInfo.of(SagaEventRow.TYPE))
                         .name(Deduplicate.NAME);
         provider.generateUid("deduplicate").ifPresent(once::uid);
         return named(once);

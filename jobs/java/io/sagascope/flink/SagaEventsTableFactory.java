@@ -33,16 +33,16 @@ public final class SagaEventsTableFactory implements DynamicTableSourceFactory {
                     .stringType()
                     .defaultValue("")
                     .withDescription("Where to start without a checkpoint, partition:offset,…; else at the earliest.");
-    static final ConfigOption<String> STORED =
-            ConfigOptions.key("stored.up-to")
+    static final ConfigOption<String> STORED_EVENTS =
+            ConfigOptions.key("stored.events")
                     .stringType()
                     .defaultValue("")
-                    .withDescription("Offsets below these, partition:offset,…, are remembered, but not read out again …");
-    static final ConfigOption<String> NOT_STORED =
-            ConfigOptions.key("stored.except")
+                    .withDescription("The last offsets whose events are stored, partition:offset,….");
+    static final ConfigOption<String> STORED_REJECTED =
+            ConfigOptions.key("stored.rejected")
                     .stringType()
                     .defaultValue("")
-                    .withDescription("… except for these, partition:offset,….");
+                    .withDescription("The last offsets whose rejected records are stored, partition:offset,….");
 
     @Override
     public String factoryIdentifier() {
@@ -56,7 +56,7 @@ public final class SagaEventsTableFactory implements DynamicTableSourceFactory {
 
     @Override
     public Set<ConfigOption<?>> optionalOptions() {
-        return Set.of(BOUNDED, HORIZON, START, STORED, NOT_STORED);
+        return Set.of(BOUNDED, HORIZON, START, STORED_EVENTS, STORED_REJECTED);
     }
 
     @Override
@@ -78,7 +78,7 @@ public final class SagaEventsTableFactory implements DynamicTableSourceFactory {
                             }
                         });
         ReadableConfig options = helper.getOptions();
-        StoredOffsets stored = StoredOffsets.of(options.get(STORED), options.get(NOT_STORED));
+        StoredOffsets stored = new StoredOffsets(options.get(STORED_EVENTS), options.get(STORED_REJECTED));
         return new SagaEventsSource(
                 options.get(TOPIC),
                 kafka,

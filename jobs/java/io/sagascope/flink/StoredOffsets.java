@@ -2,66 +2,43 @@ package io.sagascope.flink;
 
 import java.io.Serializable;
 import java.util.HashMap;
-import java.util.HashSet;
-import java.util.Map;
-import java.util.Set;
-import java.util.TreeMap;
 import org.apache.flink.table.api.ValidationException;
 
-/** Which offsets the tables hold already: all below a bound for each partition, with exceptions. */
+/**
+ * Up to which offset of each partition the tables hold the events, and the rejected records: a job that reads them again
+ * must not write them again. Flink commits a partition's records in their order, so one bound a table tells it all.
+ */
 final class StoredOffsets implements Serializable {
     private static final long serialVersionUID = 1L;
 
-    private final HashMap<Integer, Long> bounds;
-    private final HashMap<Integer, HashSet<Long>> exceptions = new HashMap<>();
+    private final HashMap<Integer, Long> events;
+    private final HashMap<Integer, Long> rejected;
 
-    private StoredOffsets(Map<Integer, Long> bounds) {
-        this.bounds = new HashMap<>(bounds);
+    /** Each {@code partition:offset,…}, the last one that is stored. */
+    StoredOffsets(String events, String rejected) {
+        this.events = pairs(events);
+        this.rejected = pairs(rejected);
     }
 
-    /** From {@code partition:offset,…}, twice. */
-    static StoredOffsets of(String bounds, String exceptions) {
-        StoredOffsets stored = new StoredOffsets(pairs(bounds));
-        for (String pair : split(exceptions)) {
-            long[] numbers = numbers(pair);
-            stored.exceptions.computeIfAbsent((int) numbers[0], partition -> new HashSet<>()).add(numbers[1]);
-        }
-        return stored;
+    boolean containsEvent(int partition, long offset) {
+        return offset <= events.getOrDefault(partition, -1L);
     }
 
-    boolean isEmpty() {
-        return bounds.isEmpty();
+    boolean containsRejected(int partition, long offset) {
+        return offset <= rejected.getOrDefault(partition, -1L);
     }
-
-    boolean contains(int partition, long offset) {
-        Long bound = bounds.get(partition);
-        return bound != null
-                && offset < bound
-                && !exceptions.getOrDefault(partition, NONE).contains(offset);
-    }
-
-    private static final HashSet<Long> NONE = new HashSet<>();
 
     /** {@code partition:offset,…} as a map. */
-    static Map<Integer, Long> pairs(String text) {
-        Map<Integer, Long> found = new TreeMap<>();
-        for (String pair : split(text)) {
-            long[] numbers = numbers(pair);
-            found.put((int) numbers[0], numbers[1]);
+    static HashMap<Integer, Long> pairs(String text) {
+        HashMap<Integer, Long> found = new HashMap<>();
+        for (String pair : text.isBlank() ? new String[0] : text.trim().split(",")) {
+            String[] parts = pair.trim().split(":");
+            try {
+                found.put(Integer.parseInt(parts[0]), Long.parseLong(parts[1]));
+            } catch (NumberFormatException | ArrayIndexOutOfBoundsException error) {
+                throw new ValidationException("Got '" + pair + "'; allowed: partition:offset, e.g. 0:1234", error);
+            }
         }
         return found;
-    }
-
-    private static Set<String> split(String text) {
-        return text.isBlank() ? Set.of() : new HashSet<>(java.util.List.of(text.trim().split(",")));
-    }
-
-    private static long[] numbers(String pair) {
-        String[] parts = pair.trim().split(":");
-        try {
-            return new long[] {Integer.parseInt(parts[0]), Long.parseLong(parts[1])};
-        } catch (NumberFormatException | ArrayIndexOutOfBoundsException error) {
-            throw new ValidationException("Got '" + pair + "'; allowed: partition:offset, e.g. 0:1234", error);
-        }
     }
 }
