@@ -57,7 +57,7 @@ def open_catalog(settings: Settings) -> Catalog:
         reason = getattr(error, "orig", None) or error
         msg = (
             f"the catalog {settings.catalog_file} can't be opened ({reason}): where it is locked, stop what holds it; "
-            "where it is damaged, `make clean` starts afresh"
+            "where it is damaged, `sagascope doctor` says what to do"
         )
         raise CatalogError(msg) from error
 
