@@ -183,6 +183,7 @@ def test_the_jvm_of_a_killed_job_keeps_a_second_one_away(settings: Settings) -> 
     jvm = _jvm(job)
     jvm.suspend()
     psutil.Process(job.pid).kill()
+    _await_end(job)
     try:
         second = AnalyticsProcess(settings)
         _started.append(second)
