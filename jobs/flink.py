@@ -20,6 +20,7 @@ SQL_FOLDER = Path(__file__).parent / "sql"
 STATISTICS_VIEWS = ("ended_steps", "timed_steps", "saga_turns")
 """What the statistics read, over `valid_events`; in the order in which they build on each other."""
 
+HADOOP_CONFIGURATION = Path(__file__).parent / "hadoop"
 LOG_CONFIGURATION = Path(__file__).parent / "log4j2.properties"
 
 
@@ -38,6 +39,7 @@ def prepare_jvm(settings: Settings, heap: str = "1g", log: str = "flink") -> Non
         raise FileNotFoundError(msg)
     settings.logs.mkdir(parents=True, exist_ok=True)
     os.environ["HADOOP_CLASSPATH"] = f"{jars}/*"
+    os.environ.setdefault("HADOOP_CONF_DIR", str(HADOOP_CONFIGURATION))
     settings.temporary.mkdir(parents=True, exist_ok=True)
     # Else a server for Python UDFs, of which there are none, listens to the whole network.
     os.environ["_python_worker_execution_mode"] = "process"  # noqa: SIM112 - so PyFlink spells it
