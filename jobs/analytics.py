@@ -9,12 +9,11 @@ standard output. SIGTERM or SIGINT stop the job with a savepoint, from which the
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 import threading
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ from jobs.chores import Chores, owe
 from jobs.claim import SecondJobError, claim_jvm, claim_tables
 from jobs.flink import (
     STATISTICS_VIEWS,
-    flink_log,
     interval,
     prepare_jvm,
     query,
@@ -34,6 +32,7 @@ from jobs.flink import (
     streaming_environment,
 )
 from jobs.resume import CanNotResumeError, checkpoints_for, completed_checkpoints, made_for, noted, start_of_rebase
+from jobs.watching import CanNotRestoreError, StalledError, Watch, is_of_restoring, say
 from warehouse.catalog import CATALOG_NAME, CatalogError, open_catalog, row_count
 from warehouse.progress import NOTHING, Progress, read_progress
 from warehouse.settings import InvalidSettingError, Settings
@@ -43,17 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-POLL_SECONDS = 0.25
-SAVEPOINT_SECONDS = 30
 COUNTS = {STEP_STATS: "completed", SAGA_STATS: "started", STEP_DURATIONS: "count"}
-RESTARTING = ("restarting", "failing")
-RESTORING = ("restor", "magic number", "state handle", "failed to load")
-"""What Flink's exceptions speak of where a checkpoint can't be read."""
 EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-class CanNotRestoreError(RuntimeError):
-    """Flink can't read the checkpoint that the job was to resume from; says why."""
 
 
 def pipeline(
@@ -156,95 +146,36 @@ def run(settings: Settings, *, bounded: bool = False, rebase: bool = False) -> i
 
     with closing(claim_jvm(settings, get_gateway().jvm)), Chores(settings):
         for checkpoint in checkpoints:
-            _say("starting", resumes_from=str(checkpoint) if checkpoint else None, starts=starts or None)
-            job_graph = pipeline(settings, bounded=bounded, checkpoint=checkpoint, starts=starts, progress=progress)
+            say("starting", resumes_from=str(checkpoint) if checkpoint else None, starts=starts or None)
+            whole = pipeline(settings, bounded=bounded, checkpoint=checkpoint, starts=starts, progress=progress)
             try:
-                return _watch(job_graph.execute().get_job_client(), settings, stop, checkpoint)
+                return _run(whole, settings, stop, checkpoint)
             except CanNotRestoreError as error:
-                reason = str(error)
-            except Exception as error:  # noqa: BLE001 - PyFlink's, or Py4J's, around a Java exception and its stack trace
-                reason = root_cause(str(error))
-                if checkpoint is None or not _is_of_restoring(settings, checkpoint, str(error)):
-                    _say("failed", reason=reason)
-                    return 1
-            if checkpoint:
-                _say("damaged", reason=f"{checkpoint} can't be restored ({reason}): falling back to the one before")
+                say("damaged", reason=f"{checkpoint} can't be restored ({error}): falling back to the one before")
     msg = f"no checkpoint in {settings.checkpoints} can be restored; `sagascope analyze --rebase` goes on from what the tables hold"
     raise CanNotResumeError(msg)
 
 
-def _watch(client: Any, settings: Settings, stop: threading.Event, checkpoint: Path | None) -> int:
-    """Say each change of the job's status until it ends or is stopped; 0 unless it failed.
+def _run(whole: Any, settings: Settings, stop: threading.Event, checkpoint: Path | None) -> int:
+    """Run it from one checkpoint; the process's exit code.
 
     Raises:
-        Exception: PyFlink's or Py4J's, with the Java stack trace as its text: it failed.
-        CanNotRestoreError: the checkpoint is damaged, and Flink tries it over and over; the job is cancelled.
+        CanNotRestoreError: the checkpoint is damaged.
     """
-    log, outcome, told, damage = flink_log(settings), client.get_job_execution_result(), "", ""
-    begin = log.stat().st_size if log.exists() else 0
-    while not outcome.done() and not stop.wait(POLL_SECONDS):
-        with suppress(Exception):  # the mini cluster goes away with its job, perhaps between these two lines
-            status = client.get_job_status().result().name.lower()
-            if status in RESTARTING and (damage := _damaged(settings, checkpoint, log, begin)):
-                break
-            if status != told:
-                _say(status, **({"reason": last_cause(log)} if status in RESTARTING else {}))
-                told = status
-    if damage:
-        with suppress(Exception):
-            client.cancel().result()
-        raise CanNotRestoreError(damage)
-    if stop.is_set():
-        return _stop(client, settings, outcome)
-    outcome.result()
-    _say("finished")
-    return 0
-
-
-def _stop(client: Any, settings: Settings, outcome: Any) -> int:
-    """Stop with a savepoint and without draining: a drained half window would be emitted a second time."""
-    from pyflink.java_gateway import get_gateway  # noqa: PLC0415 - see run
-
-    jvm = get_gateway().jvm
-    native = jvm.org.apache.flink.core.execution.SavepointFormatType.NATIVE
     try:
-        # PyFlink's own method lets no format be chosen; the canonical one writes every key by itself.
-        path = client._j_job_client.stopWithSavepoint(False, settings.checkpoints.as_uri(), native).get(  # noqa: FBT003, SLF001
-            SAVEPOINT_SECONDS, jvm.java.util.concurrent.TimeUnit.SECONDS
-        )
-        outcome.result()
-        _say("stopped", savepoint=str(path).removeprefix("file:"))
-    except Exception as error:  # noqa: BLE001 - it may be restarting, the disk may be full
-        with suppress(Exception):  # it may have ended meanwhile
-            client.cancel().result()
-        _say("stopped", reason=f"without a savepoint ({root_cause(str(error))}): the newest checkpoint stands")
+        Watch(whole.execute().get_job_client(), settings, checkpoint).until(stop)
+    except CanNotRestoreError:
+        raise
+    except StalledError as error:
+        say("failed", reason=f"{error}; the next start goes on from the newest checkpoint")
+        return 1
+    except Exception as error:  # PyFlink's, or Py4J's, around a Java exception and its stack trace
+        reason = root_cause(str(error))
+        if checkpoint and is_of_restoring(settings, checkpoint, str(error)):
+            raise CanNotRestoreError(reason) from error
+        say("failed", reason=reason)
+        return 1
     return 0
-
-
-def _damaged(settings: Settings, checkpoint: Path | None, log: Path, begin: int) -> str:
-    """Why the job, which restarts, can't read its checkpoint, by its log from `begin` on; empty where that is not why."""
-    if checkpoint is None:
-        return ""
-    with log.open("rb") as file:
-        file.seek(begin)
-        trace = file.read().decode("utf-8", "replace")
-    return root_cause(trace) if _is_of_restoring(settings, checkpoint, trace) else ""
-
-
-def _is_of_restoring(settings: Settings, checkpoint: Path, trace: str) -> bool:
-    """The exceptions tell of reading a checkpoint, and the job has completed none of its own since it began."""
-    own = completed_checkpoints(settings.checkpoints)[:1] != [checkpoint]
-    told = "\n".join(
-        line for line in trace.lower().splitlines() if "exception" in line and not line.startswith("\tat ")
-    )
-    return not own and any(word in told for word in RESTORING)
-
-
-def last_cause(log: Path) -> str:
-    """The last root cause that the JVM's log tells of: of a restart Flink's client says nothing."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 64 * 1024))
-        return root_cause(file.read().decode("utf-8", "replace"))
 
 
 def _stop_at_end_of_input() -> None:
@@ -253,16 +184,11 @@ def _stop_at_end_of_input() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _say(status: str, **facts: object) -> None:
-    sys.stdout.write(json.dumps({"job": "analytics", "status": status} | facts) + "\n")
-    sys.stdout.flush()
-
-
 def _say_fingerprint(settings: Settings) -> None:
     """What a job started now would be, and what its checkpoints were made for; changes nothing, and starts no JVM."""
     now, before = made_for(settings, statements(settings) + insert_statements(settings)), noted(settings.checkpoints)
     found = completed_checkpoints(settings.checkpoints)
-    _say(
+    say(
         "fingerprint",
         now=msgspec.to_builtins(now),
         noted=msgspec.to_builtins(before),
@@ -291,7 +217,7 @@ def main() -> None:
             sys.exit(0)
         sys.exit(run(Settings.from_environment(os.environ), bounded=arguments.bounded, rebase=arguments.rebase))
     except (InvalidSettingError, SecondJobError, CanNotResumeError, CatalogError, KafkaError, OSError) as error:
-        _say("refused", reason=str(error))
+        say("refused", reason=str(error))
         sys.exit(1)
 
 

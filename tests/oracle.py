@@ -159,9 +159,7 @@ def differences(tables: History, topic: Topic, window_seconds: int, until: datet
     return found
 
 
-def differing_windows(
-    tables: History, name: str, expected: dict[Row, Row], until: datetime | None = None
-) -> list[str]:
+def differing_windows(tables: History, name: str, expected: dict[Row, Row], until: datetime | None = None) -> list[str]:
     """How the stored rows of a statistic table differ from those expected, each with its key."""
     key = ("window_start", "window_end", *KEYS[name])
     bound = f"WHERE window_end <= TIMESTAMPTZ '{until.isoformat()}'" if until else ""

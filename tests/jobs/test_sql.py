@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from jobs.analytics import insert_statements, last_cause, statements
+from jobs.analytics import insert_statements, statements
 from jobs.flink import SQL_FOLDER, interval, query, root_cause, statement
+from jobs.watching import last_cause
 from sagascope.events import SagaEvent
 from warehouse.progress import Progress
 from warehouse.tables import EVENTS, REJECTED_EVENTS, STATISTICS
