@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from warehouse.settings import CHECKOUT
-from warehouse.tables import EVENTS, STEP_STATS, TABLES
+from warehouse.tables import EVENTS, STATISTICS, STEP_STATS, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,10 +159,11 @@ def dagster(tmp_path_factory: pytest.TempPathFactory, shown: Lake) -> Iterator[D
 
 
 def test_the_assets_are_shown(dagster: Dagster) -> None:
-    """Both tables are shown with words, columns, kinds and lineage, as assets that Dagster itself does not make."""
+    """Every table is shown with words, columns, kinds and lineage, as assets that Dagster itself does not make."""
     nodes = {node["assetKey"]["path"][0]: node for node in dagster.ask(ASSETS)["assetNodes"]}
-    assert nodes.keys() == {"events", "step_stats"}
-    assert nodes["step_stats"]["dependencyKeys"] == [{"path": ["events"]}]
+    assert nodes.keys() == {table.name for table in TABLES}
+    for table in STATISTICS:
+        assert nodes[table.name]["dependencyKeys"] == [{"path": ["events"]}]
     for table in TABLES:
         node = nodes[table.name]
         [columns] = [entry["schema"]["columns"] for entry in node["metadataEntries"] if entry]
@@ -205,7 +206,8 @@ def test_freshness_is_shown(dagster: Dagster) -> None:
     """Once a table has been reported its freshness policy passes."""
 
     def all_healthy() -> bool:
-        nodes = dagster.ask(ASSETS)["assetNodes"]
-        return {node["freshnessStatusInfo"]["freshnessStatus"] for node in nodes} == {"HEALTHY"}
+        nodes = {node["assetKey"]["path"][0]: node for node in dagster.ask(ASSETS)["assetNodes"]}
+        shown = [nodes[name]["freshnessStatusInfo"]["freshnessStatus"] for name in ("events", "step_stats")]
+        return shown == ["HEALTHY", "HEALTHY"]
 
     assert dagster.wait_for(all_healthy)
