@@ -31,7 +31,15 @@ from jobs.flink import (
     statement,
     streaming_environment,
 )
-from jobs.resume import CanNotResumeError, checkpoints_for, completed_checkpoints, made_for, noted, start_of_rebase
+from jobs.resume import (
+    CanNotResumeError,
+    check_topic,
+    checkpoints_for,
+    completed_checkpoints,
+    made_for,
+    noted,
+    start_of_rebase,
+)
 from jobs.watching import CanNotRestoreError, StalledError, Watch, is_of_restoring, say
 from warehouse.catalog import CATALOG_NAME, CatalogError, open_catalog, row_count
 from warehouse.progress import NOTHING, Progress, read_progress
@@ -133,12 +141,13 @@ def run(settings: Settings, *, bounded: bool = False, rebase: bool = False) -> i
     with closing(open_catalog(settings)) as catalog:  # makes the tables, whose partitioning Flink's DDL can't declare
         rows, progress = row_count(catalog, EVENTS), read_progress(settings, catalog)
     job = made_for(settings, statements(settings) + insert_statements(settings))
+    bounds = check_topic(settings, progress)
     starts: dict[int, int] = {}
     checkpoints: list[Path | None] = [None]
     if rebase:
-        starts = start_of_rebase(settings, job, progress)
+        starts = start_of_rebase(settings, job, progress, bounds)
         if progress.watermark:
-            owe(settings, progress.watermark, max(progress.closed.values()))
+            owe(settings, min(progress.closed.values()), progress.watermark)
     else:
         checkpoints = [*checkpoints_for(settings.checkpoints, job, rows)] or [None]
     prepare_jvm(settings)
@@ -152,6 +161,10 @@ def run(settings: Settings, *, bounded: bool = False, rebase: bool = False) -> i
                 return _run(whole, settings, stop, checkpoint)
             except CanNotRestoreError as error:
                 say("damaged", reason=f"{checkpoint} can't be restored ({error}): falling back to the one before")
+                if (
+                    checkpoint
+                ):  # else it would stay the newest: for this watch, for the next fallback, for the next start
+                    checkpoint.rename(checkpoint.with_name(f"damaged-{checkpoint.name}"))
     msg = f"no checkpoint in {settings.checkpoints} can be restored; `sagascope analyze --rebase` goes on from what the tables hold"
     raise CanNotResumeError(msg)
 
@@ -216,7 +229,7 @@ def main() -> None:
             _say_fingerprint(Settings.from_environment(os.environ))
             sys.exit(0)
         sys.exit(run(Settings.from_environment(os.environ), bounded=arguments.bounded, rebase=arguments.rebase))
-    except (InvalidSettingError, SecondJobError, CanNotResumeError, CatalogError, KafkaError, OSError) as error:
+    except (ValueError, SecondJobError, CanNotResumeError, CatalogError, KafkaError, OSError) as error:
         say("refused", reason=str(error))
         sys.exit(1)
 

@@ -17,7 +17,7 @@ from warehouse.progress import offsets_since
 from warehouse.topic import bounds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from warehouse.progress import Progress
@@ -103,19 +103,44 @@ def checkpoints_for(folder: Path, job: MadeFor, rows: int) -> list[Path]:
         raise CanNotResumeError(msg)
     newest = found[:KEPT]
     for run in folder.iterdir():
-        if run.is_dir() and not any(run in (checkpoint, checkpoint.parent) for checkpoint in newest):
+        if (
+            run.is_dir()
+            and not run.name.startswith("damaged-")
+            and not any(run in (checkpoint, checkpoint.parent) for checkpoint in newest)
+        ):
             shutil.rmtree(run)
     return newest
 
 
-def start_of_rebase(settings: Settings, job: MadeFor, progress: Progress) -> dict[int, int]:
+def check_topic(settings: Settings, progress: Progress) -> dict[int, tuple[int, int]]:
+    """The bounds of each partition of the topic, if it still is the one that the tables were filled from.
+
+    Raises:
+        CanNotResumeError: a partition ends before what the tables hold of it: the topic was made anew.
+        kafka.errors.KafkaError: the broker does not answer.
+        ValueError: there is no such topic.
+    """
+    bounds = bounds_of(settings)
+    for partition in sorted({*progress.events, *progress.rejected}):
+        last, (_, end) = _last(progress, partition), bounds.get(partition, (0, 0))
+        if last >= end:
+            msg = (
+                f"partition {partition} of {settings.topic} ends at offset {end}, but the tables hold {last}: it is not the "
+                "topic that they were filled from. Use another SAGASCOPE_HOME"
+            )
+            raise CanNotResumeError(msg)
+    return bounds
+
+
+def start_of_rebase(
+    settings: Settings, job: MadeFor, progress: Progress, bounds: Mapping[int, tuple[int, int]]
+) -> dict[int, int]:
     """Forget all checkpoints, and return the offset at which each partition is to be read again.
 
     That is early enough for every window that is not closed, and for the ids that are still to be remembered.
 
     Raises:
         CanNotResumeError: the tables came from another topic, or the topic no longer has what they lack.
-        kafka.errors.KafkaError: the broker does not answer.
     """
     folder = settings.checkpoints
     before = noted(folder)
@@ -125,16 +150,9 @@ def start_of_rebase(settings: Settings, job: MadeFor, progress: Progress) -> dic
             f"and this is {job.topic} of {job.kafka_cluster}: its offsets mean something else. Use another SAGASCOPE_HOME"
         )
         raise CanNotResumeError(msg)
-    bounds = bounds_of(settings)
-    for partition, last in progress.events.items():
-        begin, end = bounds.get(partition, (0, 0))
-        if last >= end:
-            msg = (
-                f"partition {partition} of {settings.topic} ends at offset {end}, but the tables hold {last}: it is not the "
-                "topic that they were filled from. Use another SAGASCOPE_HOME"
-            )
-            raise CanNotResumeError(msg)
-        if begin > last + 1:
+    for partition, (begin, _) in bounds.items():
+        last = _last(progress, partition)
+        if 0 <= last < begin - 1:
             msg = (
                 f"partition {partition} of {settings.topic} begins at offset {begin}, but the tables end at {last}: what was "
                 "between is deleted from the topic. Keep the topic longer (retention.bytes); to go on without it, start "
@@ -153,6 +171,10 @@ def start_of_rebase(settings: Settings, job: MadeFor, progress: Progress) -> dic
         partition: max(begin, again.get(partition, progress.events.get(partition, -1) + 1) if since else begin)
         for partition, (begin, _) in bounds.items()
     }
+
+
+def _last(progress: Progress, partition: int) -> int:
+    return max(progress.events.get(partition, -1), progress.rejected.get(partition, -1))
 
 
 def noted(folder: Path) -> MadeFor | None:

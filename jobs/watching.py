@@ -75,7 +75,7 @@ class Watch:
                 self._cancel()
                 raise CanNotRestoreError(damage)
             self._tell(status)
-        if stop.is_set():
+        if stop.is_set() and not self._outcome.done():
             self._stop()
             return
         self._outcome.result()

@@ -40,7 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     parallelism: Positive = 2
     """Subtasks of each operator of the job."""
     window_seconds: Positive = 10
-    """Width of the windows of the statistics."""
+    """Width of the windows of the statistics: a divisor of 3,600, because they are kept by the hour."""
     watermark_delay_ms: NotNegative = 5_000
     """How far behind the newest event of a partition another may come and still count in the statistics."""
     dedup_horizon_seconds: NotNegative = 3_600
@@ -58,6 +58,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"{PREFIX}HOME={str(self.root)!r}: Kafka, Flink and Iceberg each read {' '.join(map(repr, strange))} in a "
                 f"path in a way of their own; set {PREFIX}HOME to a folder of letters, digits and . _ ~ + = @ -"
             )
+            raise InvalidSettingError(msg)
+        if 3_600 % self.window_seconds:
+            msg = f"{PREFIX}WINDOW_SECONDS={self.window_seconds}: statistics are kept by the hour; set it to a divisor of 3600"
             raise InvalidSettingError(msg)
 
     @classmethod

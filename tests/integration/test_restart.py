@@ -120,9 +120,9 @@ def _of_state(checkpoint: Path) -> None:
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [_of_metadata, _of_state])
+@pytest.mark.parametrize(("damage", "count"), [(_of_metadata, 2), (_of_state, 1)])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    settings: Settings, sagas: Callable[..., int], damage: Callable[[Path], None]
+    settings: Settings, sagas: Callable[..., int], damage: Callable[[Path], None], count: int
 ) -> None:
     """It is said, what lies between the two is read again, and neither an event nor a window is stored twice."""
     sent = sagas(settings, rate=100, seconds=10)
@@ -130,13 +130,15 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     _await(lambda: not _left(settings), 60)
     more = sagas(settings, rate=100, seconds=5)
     _await(lambda: not _left(settings), 60)
-    _await(lambda: len(completed(settings)) >= 2, 30)
+    _await(lambda: len(completed(settings)) > count, 30)
     _jvm(job).kill()
     _await_end(job)
-    newest = completed(settings)[-1]
-    damage(newest)
+    newest = completed(settings)[-count:]
+    for checkpoint in newest:
+        damage(checkpoint)
     job = _start(settings)
-    _await(lambda: f"{newest} can't be restored" in job.log.read_text(), 60)
+    for checkpoint in newest:
+        _await(lambda: f"{checkpoint} can't be restored" in job.log.read_text(), 60)  # noqa: B023 - called at once
     assert "falling back" in job.log.read_text()
     still_more = sagas(settings, rate=100, seconds=3)
     _await(lambda: not _left(settings), 60)

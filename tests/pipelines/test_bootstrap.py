@@ -153,8 +153,11 @@ def test_this_checkout_is_set_up_and_stays_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A second `make setup` does nothing and says nothing. Compared only: a set-up would delete what runs the tests."""
-    for name, stamp in (("requirements.lock", bootstrap.PACKAGES_STAMP), ("pom.xml", bootstrap.JARS_STAMP)):
-        assert bootstrap.stamp_of(bootstrap.ROOT / name) == bootstrap.read(stamp), f"{name} changed: run `make setup`"
+    for sources, stamp in (
+        ([bootstrap.ROOT / "requirements.lock"], bootstrap.PACKAGES_STAMP),
+        (bootstrap.jar_sources(), bootstrap.JARS_STAMP),
+    ):
+        assert bootstrap.stamp_of(*sources) == bootstrap.read(stamp), f"{sources[0].name} changed: run `make setup`"
     monkeypatch.setattr(bootstrap, "install_packages", lambda *_: pytest.fail("installs the packages again"))
     monkeypatch.setattr(bootstrap, "install_jars", lambda *_: pytest.fail("installs the jars again"))
     bootstrap.set_up()

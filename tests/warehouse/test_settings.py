@@ -69,3 +69,10 @@ def test_a_home_that_some_part_would_misread_is_refused(folder: str) -> None:
     """Named with the character and the cure, instead of tables in another folder."""
     with pytest.raises(InvalidSettingError, match=r"SAGASCOPE_HOME=.*/x/.*set SAGASCOPE_HOME to a folder of letters"):
         Settings.from_environment({"SAGASCOPE_HOME": f"/x/{folder}"})
+
+
+def test_a_window_that_does_not_divide_an_hour_is_refused() -> None:
+    """A recompute puts whole hours in place: a window across two of them would be lost, or told twice."""
+    with pytest.raises(InvalidSettingError, match=r"SAGASCOPE_WINDOW_SECONDS=7: .*divisor of 3600"):
+        Settings.from_environment({"SAGASCOPE_WINDOW_SECONDS": "7"})
+    assert Settings.from_environment({"SAGASCOPE_WINDOW_SECONDS": "90"}).window_seconds == 90
