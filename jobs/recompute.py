@@ -191,7 +191,7 @@ def main() -> None:
     began = time.monotonic()
     try:
         settings = Settings.from_environment(os.environ)
-        prepare_jvm(settings, log="recompute")
+        prepare_jvm(settings, log="recompute-jvm")  # recompute.log is what a caller makes of the output
         rows = recompute(settings, given.since, given.until)
     except (CanNotRecomputeError, InvalidSettingError, CatalogError, OSError) as error:
         _say("refused", reason=str(error))

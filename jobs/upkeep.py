@@ -156,9 +156,7 @@ def main() -> None:
     ).parse_args()
     try:
         settings = Settings.from_environment(os.environ)
-        prepare_jvm(settings, heap="512m")
-        # Beside the stream's JVM: of two that wrote one file, each would roll it over under the other.
-        os.environ["JVM_ARGS"] += f" -Dsagascope.log={settings.logs / 'upkeep.log'}"
+        prepare_jvm(settings, heap="512m", log="upkeep")
         outcomes = expire(settings, datetime.now(UTC))
     except (InvalidSettingError, CatalogError, OSError) as error:
         _say("refused", reason=str(error))
