@@ -7,13 +7,17 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from warehouse.claims import job_lock, jvm_lock
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from warehouse.settings import Settings
 
 ORPHAN_SECONDS = 20.0
 """How long a JVM whose Python process was killed may take to see that and end."""
+LOOK_SECONDS = 1.0
+"""Longer than anybody takes to see whether a lock is held, which holds it for a moment."""
 
 
 class SecondJobError(RuntimeError):
@@ -27,13 +31,12 @@ def claim_tables(settings: Settings) -> None:
         SecondJobError: there is another one, or the JVM of one that was killed does not end.
     """
     settings.checkpoints.mkdir(parents=True, exist_ok=True)
-    lock = os.open(settings.checkpoints / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    lock = os.open(job_lock(settings), os.O_RDWR | os.O_CREAT, 0o644)
+    if not _claim(lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), LOOK_SECONDS):
         pid = os.read(lock, 32).decode().strip()
+        os.close(lock)
         msg = f"another analytics job (pid {pid}) writes the tables of {settings.root}: stop it first (kill {pid})"
-        raise SecondJobError(msg) from None
+        raise SecondJobError(msg)
     os.ftruncate(lock, 0)
     os.write(lock, str(os.getpid()).encode())
     _await_orphan(settings)
@@ -45,7 +48,7 @@ def claim_jvm(settings: Settings, jvm: Any) -> Any:
     Raises:
         SecondJobError: another JVM holds them.
     """
-    file = jvm.java.io.RandomAccessFile(str(_jvm_lock(settings)), "rw")
+    file = jvm.java.io.RandomAccessFile(str(jvm_lock(settings)), "rw")
     held = file.getChannel().tryLock()
     if held is None:
         msg = f"the JVM of another analytics job writes the tables of {settings.root}: stop it first"
@@ -56,24 +59,27 @@ def claim_jvm(settings: Settings, jvm: Any) -> Any:
 
 
 def _await_orphan(settings: Settings) -> None:
-    deadline = time.monotonic() + ORPHAN_SECONDS
-    with _jvm_lock(settings).open("a+") as lock:
-        while True:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # POSIX's, as Java's are
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() < deadline:
-                    time.sleep(0.1)
-                    continue
-                lock.seek(0)
-                pid = lock.read().strip()
-                msg = (
-                    f"the JVM (pid {pid}) of an analytics job that was killed still writes the tables of {settings.root}: "
-                    f"end it first (kill {pid})"
-                )
-                raise SecondJobError(msg) from None
-            return
+    with jvm_lock(settings).open("a+") as lock:
+        # POSIX's, as Java's are
+        if not _claim(lambda: fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), ORPHAN_SECONDS):
+            lock.seek(0)
+            pid = lock.read().strip()
+            msg = (
+                f"the JVM (pid {pid}) of an analytics job that was killed still writes the tables of {settings.root}: "
+                f"end it first (kill {pid})"
+            )
+            raise SecondJobError(msg)
 
 
-def _jvm_lock(settings: Settings) -> Path:
-    return settings.checkpoints / "jvm.lock"
+def _claim(lock: Callable[[], None], seconds: float) -> bool:
+    """Try to get a lock for so long; whether it was got."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            lock()
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+        else:
+            return True

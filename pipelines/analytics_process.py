@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from pipelines import processes
+from warehouse.claims import job_pid
 
 if TYPE_CHECKING:
     import subprocess
@@ -55,24 +55,12 @@ class AnalyticsProcess:
         Raises:
             ProcessFailedError: another one writes the same tables; its log is left alone.
         """
-        if holder := self._holder():
+        if holder := job_pid(self._settings):
             msg = f"another analytics job (pid {holder}) writes the tables of {self._settings.root}: stop it first"
             raise processes.ProcessFailedError(msg)
         self._child = processes.start(
             self._command, self.log, temporary=self._settings.temporary, environment=self._settings.environment()
         )
-
-    def _holder(self) -> str | None:
-        """The pid of the job that has claimed the tables (see `jobs.analytics`); None where none has."""
-        try:
-            with (self._settings.checkpoints / "lock").open() as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return lock.read()
-        except FileNotFoundError:
-            pass
-        return None
 
     def exit_code(self) -> int | None:
         """None while it runs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from pipelines import processes, stack
 from pipelines.moments import parse_moment
 from pipelines.terminal import make_console, rows_as_table
 from sagascope.events import FARTHEST_AHEAD_MS
+from warehouse.claims import job_pid
 from warehouse.settings import Settings
 
 if TYPE_CHECKING:
@@ -151,16 +151,11 @@ def _commits_come(settings: Settings) -> bool:
 
     It commits to one table after the other: what it has done to the first may for a moment be lacking in the next.
     """
-    try:
-        with (settings.checkpoints / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    if job_pid(settings) is None:
         return False
-    except BlockingIOError:
-        with console.status("the job runs: a second look after two commits"):
-            time.sleep(2 * settings.checkpoint_interval_ms / 1000)
-        return True
-    return False
+    with console.status("the job runs: a second look after two commits"):
+        time.sleep(2 * settings.checkpoint_interval_ms / 1000)
+    return True
 
 
 def _print_account(account: Account) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -13,11 +12,10 @@ import msgspec
 from pipelines.doctor.findings import Finding, counted, fault, ok, warning
 from pipelines.doctor.tables import reading
 from warehouse.catalog import row_count
+from warehouse.claims import job_pid, jvm_pid
 from warehouse.tables import EVENTS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from warehouse.settings import Settings
 
 FINGERPRINT_SECONDS = 60
@@ -45,8 +43,7 @@ class _Owed(msgspec.Struct, frozen=True):
 
 def running(settings: Settings) -> list[Finding]:
     """Whether a job writes the tables, or a JVM that has outlived its job."""
-    job = _held(settings.checkpoints / "lock", fcntl.flock)
-    jvm = _held(settings.checkpoints / "jvm.lock", fcntl.lockf)
+    job, jvm = job_pid(settings), jvm_pid(settings)
     if job is not None:
         return [ok("job", f"the analytics job runs (pid {job}{f', its JVM {jvm}' if jvm else ', starting'})")]
     if jvm is not None:
@@ -122,16 +119,3 @@ def _rows(settings: Settings) -> int:
         return 0
     with reading(settings) as catalog:
         return row_count(catalog, EVENTS) if catalog.table_exists(EVENTS.identifier) else 0
-
-
-def _held(lock: Path, claim: Any) -> str | None:
-    """The pid in a lock file that another process has locked; None where none has."""
-    try:
-        with lock.open() as file:
-            try:
-                claim(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                return file.read().strip() or "unknown"
-    except FileNotFoundError:
-        pass
-    return None
