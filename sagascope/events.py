@@ -19,6 +19,8 @@ SCHEMA_VERSION = 1
 ERROR_MESSAGE_LIMIT = 8 * 1024
 FARTHEST_AHEAD_MS = 5 * 60 * 1000
 """An event whose timestamp is further ahead of its record's own is rejected: it would close every window before it."""
+NESTING_LIMIT = 700
+"""How deep objects and lists of a record may be nested, also in fields that nobody knows."""
 CUT_MARK = " … [cut by sagascope]"
 
 _INT64 = 2**63 - 1
@@ -144,10 +146,12 @@ def decode(value: bytes, record_time: int | None = None) -> SagaEvent:
         record_time: The record's own timestamp, milliseconds since the epoch; the event's may be 5 minutes ahead of it.
 
     Raises:
-        InvalidEventError: no JSON, no UTF-8, a field missing, of a wrong type, or out of its range.
+        InvalidEventError: no JSON, no UTF-8, nested too deeply, a field missing, of a wrong type, or out of its range.
     """
     try:
         value.decode()  # msgspec does not look into the fields that it skips
+        if value.count(b"[") + value.count(b"{") > NESTING_LIMIT and _is_nested_too_deeply(value):
+            raise InvalidEventError("record", value, f"{_RECORD}, nested at most {NESTING_LIMIT} levels deep")
         event = _decoder.decode(value)
     except msgspec.ValidationError as error:
         raise _explained(value, error) from error
@@ -157,6 +161,19 @@ def decode(value: bytes, record_time: int | None = None) -> SagaEvent:
         allowed = f"at most 5 minutes after the record's own timestamp, {record_time}"
         raise InvalidEventError("timestamp", event.timestamp, allowed)
     return event
+
+
+def _is_nested_too_deeply(value: bytes) -> bool:
+    """Whether objects and lists of a JSON text are nested beyond the limit. Of a text that is no JSON: whatever."""
+    depth = 0
+    for token in _BRACKET.finditer(value):
+        if token[0] in b"[{":
+            depth += 1
+            if depth > NESTING_LIMIT:
+                return True
+        elif token[0] in b"]}":
+            depth -= 1
+    return False
 
 
 def _plain(value: object) -> str:
@@ -170,6 +187,8 @@ _encoder = msgspec.json.Encoder(enc_hook=_plain)
 _decoder = msgspec.json.Decoder(SagaEvent)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RECORD = "one JSON object in UTF-8"
+_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{\]}]', re.DOTALL)
+"""Or a string, in which brackets mean nothing."""
 _REQUIRED = "required in every event"
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")

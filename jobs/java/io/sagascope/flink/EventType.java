@@ -1,9 +1,11 @@
 package io.sagascope.flink;
 
+import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.HashMap;
 import java.util.Map;
 import java.util.stream.Collectors;
+import org.apache.flink.table.data.binary.BinaryStringData;
 
 /** What can happen in a saga's life. */
 enum EventType {
@@ -31,6 +33,9 @@ enum EventType {
 
     final String text = name().toLowerCase(java.util.Locale.ROOT);
     final boolean isOfStep = !text.startsWith("saga_");
+
+    /** The text as rows have it. */
+    final BinaryStringData data = BinaryStringData.fromBytes(text.getBytes(StandardCharsets.UTF_8));
 
     /** Null where there is none of that name. */
     static EventType of(String text) {

@@ -1,7 +1,9 @@
 package io.sagascope.flink;
 
 import java.io.IOException;
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -11,6 +13,7 @@ import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonParser;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.JsonToken;
 import org.apache.flink.shaded.jackson2.com.fasterxml.jackson.core.StreamReadConstraints;
 import org.apache.flink.table.data.RowData;
+import org.apache.flink.table.data.binary.BinaryStringData;
 
 /**
  * What is a valid event, as {@code sagascope.events.decode} has it: both are held to the same vectors. A record that is none
@@ -24,6 +27,9 @@ public final class SagaEventParser {
 
     private static final String RECORD = "one JSON object in UTF-8";
     private static final int SHOWN_CHARACTERS = 120;
+
+    /** How deep objects and lists may be nested, also in fields that are skipped. */
+    private static final int NESTING_LIMIT = 700;
 
     /** Where each field goes; the order of the required ones is that in which a missing one is named. */
     private static final Map<String, Integer> FIELDS = new HashMap<>();
@@ -51,6 +57,7 @@ public final class SagaEventParser {
                     .disable(JsonFactory.Feature.FAIL_ON_SYMBOL_HASH_OVERFLOW)
                     .streamReadConstraints(
                             StreamReadConstraints.builder()
+                                    .maxNestingDepth(NESTING_LIMIT)
                                     .maxNumberLength(Integer.MAX_VALUE)
                                     .maxStringLength(Integer.MAX_VALUE)
                                     .maxNameLength(Integer.MAX_VALUE)
@@ -60,12 +67,19 @@ public final class SagaEventParser {
     private final SagaEventWriter writer = new SagaEventWriter();
     private final StoredOffsets stored;
 
-    final String[] texts = new String[SagaEventRow.WIDTH];
+    /** The record's texts in UTF-8, one behind the other: a String for each would be half of what the job allocates. */
+    private byte[] utf8 = new byte[1024];
+
+    private int used;
+    private final int[] begins = new int[SagaEventRow.WIDTH];
+    private final int[] lengths = new int[SagaEventRow.WIDTH];
+
     final long[] numbers = new long[SagaEventRow.WIDTH];
     final boolean[] present = new boolean[SagaEventRow.WIDTH];
     final List<String> contextKeys = new ArrayList<>();
     final Map<String, String> attributes = new LinkedHashMap<>();
     EventType type;
+    String errorMessage;
     private String reason;
 
     SagaEventParser(StoredOffsets stored) {
@@ -119,11 +133,12 @@ public final class SagaEventParser {
     }
 
     private void reset() {
-        java.util.Arrays.fill(texts, null);
-        java.util.Arrays.fill(present, false);
+        used = 0;
+        Arrays.fill(present, false);
         numbers[SagaEventRow.ATTEMPT] = 1;
         numbers[SagaEventRow.SCHEMA_VERSION] = 1;
         numbers[SagaEventRow.DURATION_DERIVED] = 0;
+        errorMessage = null;
         contextKeys.clear();
         attributes.clear();
         reason = null;
@@ -155,17 +170,13 @@ public final class SagaEventParser {
             case SagaEventRow.SAGA_ID:
             case SagaEventRow.SAGA_NAME:
             case SagaEventRow.RUN_ID:
-                text(field, parser, 1, false);
+                text(field, parser, false);
                 break;
             case SagaEventRow.EVENT_TYPE:
-                text(field, parser, 1, false);
-                type = EventType.of(texts[field]);
-                if (type == null && texts[field] != null) {
-                    reject(field, texts[field], "one of " + EventType.NAMES);
-                }
+                eventType(parser);
                 break;
             case SagaEventRow.ERROR_MESSAGE:
-                text(field, parser, 0, true);
+                errorMessage(parser);
                 break;
             case SagaEventRow.SEQUENCE:
             case TIMESTAMP:
@@ -193,21 +204,75 @@ public final class SagaEventParser {
                 attributes(parser);
                 break;
             default:
-                text(field, parser, 1, true);
+                text(field, parser, true);
         }
     }
 
-    private void text(int field, JsonParser parser, int shortest, boolean nullable) throws IOException {
-        texts[field] = null;
+    /** The text of a field that is present; it holds until the next record. */
+    BinaryStringData text(int field) {
+        return BinaryStringData.fromBytes(utf8, begins[field], lengths[field]);
+    }
+
+    private void text(int field, JsonParser parser, boolean nullable) throws IOException {
         present[field] = false;
         if (parser.currentToken() == JsonToken.VALUE_STRING) {
-            texts[field] = parser.getText();
+            begins[field] = used;
+            append(parser);
+            lengths[field] = used - begins[field];
             present[field] = true;
-            if (texts[field].length() < shortest) {
+            if (lengths[field] == 0) {
                 reject(field, "''", "a non-empty string");
             }
         } else if (!nullable || parser.currentToken() != JsonToken.VALUE_NULL) {
             wrongType(field, parser, "a string");
+        }
+    }
+
+    private void append(JsonParser parser) throws IOException {
+        char[] text = parser.getTextCharacters();
+        int offset = parser.getTextOffset();
+        int length = parser.getTextLength();
+        makeRoom(length);
+        for (int i = 0; i < length; i++) {
+            char c = text[offset + i];
+            if (c >= 0x80) {
+                byte[] bytes = new String(text, offset, length).getBytes(StandardCharsets.UTF_8);
+                makeRoom(bytes.length);
+                System.arraycopy(bytes, 0, utf8, used, bytes.length);
+                used += bytes.length;
+                return;
+            }
+            utf8[used + i] = (byte) c;
+        }
+        used += length;
+    }
+
+    private void makeRoom(int bytes) {
+        if (used + bytes > utf8.length) {
+            utf8 = Arrays.copyOf(utf8, Math.max(2 * utf8.length, used + bytes));
+        }
+    }
+
+    private void eventType(JsonParser parser) throws IOException {
+        int field = SagaEventRow.EVENT_TYPE;
+        present[field] = false;
+        if (parser.currentToken() != JsonToken.VALUE_STRING) {
+            wrongType(field, parser, "a string");
+            return;
+        }
+        type = EventType.of(parser.getText());
+        present[field] = type != null;
+        if (type == null) {
+            reject(field, parser.getText(), "one of " + EventType.NAMES);
+        }
+    }
+
+    private void errorMessage(JsonParser parser) throws IOException {
+        errorMessage = null;
+        if (parser.currentToken() == JsonToken.VALUE_STRING) {
+            errorMessage = parser.getText();
+        } else if (parser.currentToken() != JsonToken.VALUE_NULL) {
+            wrongType(SagaEventRow.ERROR_MESSAGE, parser, "a string");
         }
     }
 

@@ -34,7 +34,6 @@ final class SagaEventWriter {
         out.reset();
         for (int field : new int[] {
             SagaEventRow.EVENT_ID,
-            SagaEventRow.EVENT_TYPE,
             SagaEventRow.SAGA_ID,
             SagaEventRow.SAGA_NAME,
             SagaEventRow.RUN_ID,
@@ -45,9 +44,14 @@ final class SagaEventWriter {
             SagaEventRow.TRACE_ID,
             SagaEventRow.SERVICE
         }) {
-            text(field, event.texts[field]);
+            if (event.present[field]) {
+                out.writeString(field, event.text(field));
+            } else {
+                out.setNullAt(field);
+            }
         }
-        errorMessage(event.texts[SagaEventRow.ERROR_TYPE], event.texts[SagaEventRow.ERROR_MESSAGE]);
+        out.writeString(SagaEventRow.EVENT_TYPE, event.type.data);
+        errorMessage(event);
         out.writeLong(SagaEventRow.SEQUENCE, event.numbers[SagaEventRow.SEQUENCE]);
         time(SagaEventRow.EVENT_TIME, event.numbers[SagaEventRow.EVENT_TIME]);
         out.writeInt(SagaEventRow.ATTEMPT, (int) event.numbers[SagaEventRow.ATTEMPT]);
@@ -112,9 +116,10 @@ final class SagaEventWriter {
     }
 
     /** Never empty where a type is set. */
-    private void errorMessage(String type, String message) {
-        if (type != null && (message == null || RecordText.isBlank(message))) {
-            text(SagaEventRow.ERROR_MESSAGE, type);
+    private void errorMessage(SagaEventParser event) {
+        String message = event.errorMessage;
+        if (event.present[SagaEventRow.ERROR_TYPE] && (message == null || RecordText.isBlank(message))) {
+            out.writeString(SagaEventRow.ERROR_MESSAGE, event.text(SagaEventRow.ERROR_TYPE));
         } else if (message == null) {
             out.setNullAt(SagaEventRow.ERROR_MESSAGE);
         } else {

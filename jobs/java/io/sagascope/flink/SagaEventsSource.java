@@ -55,7 +55,7 @@ final class SagaEventsSource implements ScanTableSource, SupportsWatermarkPushDo
 
     @Override
     public void applyWatermark(WatermarkStrategy<RowData> strategy) {
-        watermarks = strategy;
+        watermarks = new EventWatermarks(strategy);
     }
 
     @Override
@@ -103,13 +103,11 @@ final class SagaEventsSource implements ScanTableSource, SupportsWatermarkPushDo
         return operator.forward();
     }
 
+    /** Where nothing else is said, the earliest; what retention deletes before it is read fails the job, no silent jump. */
     private OffsetsInitializer startingOffsets() {
-        if (start.isEmpty()) {
-            return OffsetsInitializer.earliest();
-        }
         Map<TopicPartition, Long> offsets = new HashMap<>();
         start.forEach((partition, offset) -> offsets.put(new TopicPartition(topic, partition), offset));
-        return OffsetsInitializer.offsets(offsets);
+        return new StartingOffsets(offsets);
     }
 
     @Override
