@@ -286,12 +286,24 @@ def _as_root(command: str, *arguments: str) -> None:
         raise SkippedError(msg)
 
 
-def try_kind(name: str, broker: Settings, folder: Path, given: argparse.Namespace) -> Row:
-    """Try one kind as often as asked for, and count."""
-    kind, tries = KINDS[name], getattr(given, name)
+def try_kind(name: str, tries: int, broker: Settings, folder: Path, *, seed: int, rate: float) -> Row:
+    """Try one kind so many times, under a load of `rate` events a second, and count.
+
+    Args:
+        name: Of the kind.
+        tries: How often.
+        broker: The settings that the broker was started with.
+        folder: Where to make the home of tables and job.
+        seed: Of events and moments.
+        rate: Events a second.
+
+    Raises:
+        SkippedError: it can't be tried here.
+    """
+    kind = KINDS[name]
     with (
         home_for(name, folder) as home,
-        closing(Stage(broker, home, name, seed=given.seed, rate=given.rate, changes=kind.settings)) as stage,
+        closing(Stage(broker, home, name, seed=seed, rate=rate, changes=kind.settings)) as stage,
     ):
         try:
             return Row(kind, tries, kind.run(stage, tries), stage.recovered, stage.said)
@@ -343,7 +355,7 @@ def main() -> None:
                 continue
             began = time.monotonic()
             try:
-                row = try_kind(name, broker, folder, given)
+                row = try_kind(name, getattr(given, name), broker, folder, seed=given.seed, rate=given.rate)
             except SkippedError as reason:
                 print(f"{name}: skipped: {reason}", flush=True)
                 continue

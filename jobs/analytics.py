@@ -36,11 +36,19 @@ from jobs.resume import (
     check_topic,
     checkpoints_for,
     completed_checkpoints,
+    gaps,
     made_for,
     noted,
     start_of_rebase,
 )
-from jobs.watching import CanNotRestoreError, StalledError, Watch, is_of_restoring, say
+from jobs.watching import (
+    CanNotRestoreError,
+    StalledError,
+    UnreadDeletedError,
+    Watch,
+    is_of_restoring,
+    say,
+)
 from warehouse.catalog import CATALOG_NAME, CatalogError, open_catalog, row_count
 from warehouse.progress import NOTHING, Progress, read_progress
 from warehouse.settings import InvalidSettingError, Settings
@@ -146,6 +154,8 @@ def run(settings: Settings, *, bounded: bool = False, rebase: bool = False) -> i
     checkpoints: list[Path | None] = [None]
     if rebase:
         starts = start_of_rebase(settings, job, progress, bounds)
+        for gap in gaps(settings, progress, bounds):
+            say("gap", reason=gap)
         if progress.watermark:
             owe(settings, min(progress.closed.values()), progress.watermark)
     else:
@@ -181,6 +191,9 @@ def _run(whole: Any, settings: Settings, stop: threading.Event, checkpoint: Path
         raise
     except StalledError as error:
         say("failed", reason=f"{error}; the next start goes on from the newest checkpoint")
+        return 1
+    except UnreadDeletedError as error:
+        say("failed", reason=str(error))
         return 1
     except Exception as error:  # PyFlink's, or Py4J's, around a Java exception and its stack trace
         reason = root_cause(str(error))

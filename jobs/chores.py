@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from jobs import upkeep
+from jobs.resume import write_atomically
 from warehouse.catalog import open_catalog
 from warehouse.definitions import import_definitions
 from warehouse.progress import read_progress
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 DEFINITIONS_SECONDS = 30.0
 UPKEEP_SECONDS = 60.0
-RECOMPUTE_SECONDS = 60.0
+RECOMPUTE_SECONDS = 10.0
 END_SECONDS = 20.0
 HOUR = timedelta(hours=1)
 
@@ -45,6 +46,7 @@ class Chores:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._ended = threading.Event()
+        self._complaints: dict[str, str] = {}
         self._thread = threading.Thread(target=self._work, name="chores", daemon=True)
         self._every: list[tuple[Callable[[], None], float]] = [
             (self._definitions, DEFINITIONS_SECONDS),
@@ -75,7 +77,13 @@ class Chores:
         try:
             chore()
         except Exception as error:  # noqa: BLE001 - the stream goes on, whatever a chore meets
-            _say(chore.__name__.removeprefix("_"), reason=f"{type(error).__name__}: {error}")
+            self._complain(chore.__name__.removeprefix("_"), f"{type(error).__name__}: {error}")
+
+    def _complain(self, chore: str, reason: str) -> None:
+        """Say why a chore was not done; once, for as long as it is the same."""
+        if self._complaints.get(chore) != reason:
+            self._complaints[chore] = reason
+            _say(chore, reason=reason)
 
     def _definitions(self) -> None:
         with closing(open_catalog(self._settings)) as catalog:
@@ -84,7 +92,7 @@ class Chores:
     def _upkeep(self) -> None:
         for outcome in upkeep.expire(self._settings, datetime.now(UTC)):
             if outcome.reason:
-                _say("upkeep", table=outcome.table, reason=outcome.reason)
+                self._complain(f"upkeep of {outcome.table}", outcome.reason)
 
     def _recompute(self) -> None:
         file = _file(self._settings)
@@ -95,12 +103,21 @@ class Chores:
         if watermark is None or watermark < owed.until:
             return
         hours = ["--from", owed.since.isoformat(), "--to", owed.until.isoformat()]
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "jobs.recompute", *hours], capture_output=True, text=True, check=False
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "jobs.recompute", *hours], stdout=subprocess.PIPE, text=True
         )
-        if done.returncode == 0:
+        threading.Thread(target=self._end_with_us, args=(child,), daemon=True).start()
+        said, _ = child.communicate()
+        if child.returncode == 0:
             file.unlink()
-        _say("recompute", hours=hours[1::2], reason=None if done.returncode == 0 else done.stdout[-500:])
+        _say("recompute", hours=hours[1::2], reason=None if child.returncode == 0 else said[-500:])
+
+    def _end_with_us(self, child: subprocess.Popen[str]) -> None:
+        """A stop of the job does not wait for a recompute: it replaces rows by one commit or by none, and stays owed."""
+        while child.poll() is None:
+            if self._ended.wait(0.5):
+                child.terminate()
+                return
 
 
 def owe(settings: Settings, since: datetime, until: datetime) -> None:
@@ -111,7 +128,7 @@ def owe(settings: Settings, since: datetime, until: datetime) -> None:
     if file.exists():
         before = msgspec.json.decode(file.read_bytes(), type=Owed)
         owed = Owed(min(before.since, owed.since), max(before.until, owed.until))
-    file.write_bytes(msgspec.json.encode(owed))
+    write_atomically(file, owed)
 
 
 def _file(settings: Settings) -> Path:

@@ -20,6 +20,9 @@ SQL_FOLDER = Path(__file__).parent / "sql"
 STATISTICS_VIEWS = ("ended_steps", "timed_steps", "saga_turns")
 """What the statistics read, over `valid_events`; in the order in which they build on each other."""
 
+GARBAGE_COLLECTOR = "-XX:+UseParallelGC -XX:NewRatio=1"
+"""Nearly all that a job allocates dies young: a fifth less CPU than with the JVM's default (bench/RESULTS.md)."""
+
 HADOOP_CONFIGURATION = Path(__file__).parent / "hadoop"
 LOG_CONFIGURATION = Path(__file__).parent / "log4j2.properties"
 
@@ -46,7 +49,7 @@ def prepare_jvm(settings: Settings, heap: str = "1g", log: str = "flink") -> Non
     os.environ["FLINK_LOG_DIR"] = str(settings.logs)
     os.environ["LOG4J_PROPERTIES"] = str(LOG_CONFIGURATION)
     os.environ["JVM_ARGS"] = (
-        f"-Xmx{heap} -XX:MaxMetaspaceSize=512m "
+        f"-Xmx{heap} {GARBAGE_COLLECTOR} -XX:MaxMetaspaceSize=512m "
         f"-Dsagascope.log={settings.logs / log}.log -Djava.io.tmpdir={settings.temporary}"
     )
 

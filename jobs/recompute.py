@@ -4,6 +4,7 @@
 
 Whole hours, UTC, of [from, to); without `--to` as far as each table is closed, in the hour that is still open, too. The
 rows of each table are put in place of those hours by one commit; `events` is read, never written, and the stream goes on.
+While no analytics job runs, windows that the last one may not have committed yet are left to the next one, and named.
 Settings come from the environment (`SAGASCOPE_…`). One line of JSON on standard output, exit code 1 where it was refused.
 """
 
@@ -20,7 +21,7 @@ import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import duckdb
 import pyarrow as pa
@@ -29,8 +30,10 @@ from pyiceberg.expressions.parser import parse
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
 from jobs.flink import STATISTICS_VIEWS, batch_environment, prepare_jvm, query, root_cause, statement
+from jobs.resume import completed_checkpoints
 from warehouse import history
 from warehouse.catalog import CATALOG_NAME, CatalogError, open_catalog
+from warehouse.claims import jvm_pid
 from warehouse.progress import read_progress
 from warehouse.replace import replace_rows
 from warehouse.settings import InvalidSettingError, Settings
@@ -39,20 +42,31 @@ from warehouse.tables import STATISTICS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyiceberg.catalog import Catalog
     from pyiceberg.expressions import BooleanExpression
 
+    from warehouse.progress import Progress
     from warehouse.tables import Table
 
 HOUR = timedelta(hours=1)
 EPOCH = datetime.fromtimestamp(0, UTC)
+COMMIT_SECONDS = 60.0
+"""How long the job may take to complete a checkpoint; ten intervals, where that is longer."""
 
 
 class CanNotRecomputeError(ValueError):
     """These hours can't be recomputed; names the hour, and from when on it can be."""
 
 
-def recompute(settings: Settings, since: datetime, until: datetime | None = None) -> dict[str, int]:
+class Recomputed(NamedTuple):
+    """What was done."""
+
+    rows: dict[str, int]
+    """How many rows each table got."""
+    left: dict[str, datetime]
+    """Tables whose windows from that moment on are left to the next analytics job, which may have them to commit."""
+
+
+def recompute(settings: Settings, since: datetime, until: datetime | None = None) -> Recomputed:
     """Put the statistics of [since, until), as `events` has them now, in place of those that are stored.
 
     Args:
@@ -60,28 +74,35 @@ def recompute(settings: Settings, since: datetime, until: datetime | None = None
         since: A whole hour, aware.
         until: A whole hour, aware; None: as far as each table is closed.
 
-    Returns:
-        How many rows each table got.
-
     Raises:
-        CanNotRecomputeError: no whole hours, or one that the stream has not closed yet.
+        CanNotRecomputeError: no whole hours, one that the stream has not closed yet, or a job that commits nothing.
         CatalogError: the catalog can't be opened.
     """
     with _alone(settings), closing(open_catalog(settings)) as catalog:
-        closed = _closed(settings, catalog, since, until)
-        _let_commits_settle(settings, catalog)
+        progress = read_progress(settings, catalog)
+        closed = _closed(settings, progress, since, until)
+        all_committed = _await_commits(settings)
+        done = Recomputed({}, {})
         with _computed(settings, since, max(closed.values())) as computed:
-            put = {}
             for table, until_here in closed.items():
+                rows = _until(computed[table], until_here)
+                if not all_committed:
+                    stored = progress.closed.get(table.name, since)
+                    if _until(rows, stored).num_rows < rows.num_rows:
+                        until_here = max(since, stored)  # noqa: PLW2901 - narrowed
+                        rows = _until(rows, until_here)
+                        done.left[table.name] = until_here
                 if since < until_here:
-                    bound = pa.scalar(until_here, pa.timestamp("us", "UTC"))
-                    rows = computed[table].filter(pc.field("window_end") <= bound)
                     replace_rows(settings, catalog, table, rows, _windows(since, until_here))
-                    put[table.name] = rows.num_rows
-            return put
+                    done.rows[table.name] = rows.num_rows
+        return done
 
 
-def _closed(settings: Settings, catalog: Catalog, since: datetime, until: datetime | None) -> dict[Table, datetime]:
+def _until(rows: pa.Table, end: datetime) -> pa.Table:
+    return rows.filter(pc.field("window_end") <= pa.scalar(end, pa.timestamp("us", "UTC")))
+
+
+def _closed(settings: Settings, progress: Progress, since: datetime, until: datetime | None) -> dict[Table, datetime]:
     """Up to where each table is computed again."""
     for name, moment in (("from", since), ("to", until)):
         if moment and (moment - EPOCH) % HOUR:
@@ -90,7 +111,6 @@ def _closed(settings: Settings, catalog: Catalog, since: datetime, until: dateti
     if until and since >= until:
         msg = f"--from {since.isoformat()} is not before --to {until.isoformat()}"
         raise CanNotRecomputeError(msg)
-    progress = read_progress(settings, catalog)
     watermark = progress.watermark
     if watermark is None or (until or since) > watermark:
         hour = max(since, (until or since + HOUR) - HOUR)
@@ -100,11 +120,29 @@ def _closed(settings: Settings, catalog: Catalog, since: datetime, until: dateti
     return {table: until or progress.closed_up_to(settings, table) or since for table in STATISTICS}
 
 
-def _let_commits_settle(settings: Settings, catalog: Catalog) -> None:
-    """The stream commits one table after the other: what belongs to its newest windows may be a moment behind them."""
-    snapshots = [catalog.load_table(table.identifier).current_snapshot() for table in STATISTICS]
-    newest = max(snapshot.timestamp_ms for snapshot in snapshots if snapshot) / 1000
-    time.sleep(max(0.0, newest + 2 * settings.checkpoint_interval_ms / 1000 - time.time()))
+def _await_commits(settings: Settings) -> bool:
+    """Await that a running job has committed to all tables what it had committed to one; False where no job runs.
+
+    It commits one table after the other, and a checkpoint passes no sink that is still busy with the commit of the one
+    before: so once another is completed, the commits that had begun are done. A job that was killed leaves its last commits
+    to the next one.
+
+    Raises:
+        CanNotRecomputeError: the job completes no checkpoint.
+    """
+    before = completed_checkpoints(settings.checkpoints)[:1]
+    deadline = time.monotonic() + max(COMMIT_SECONDS, settings.checkpoint_interval_ms / 100)
+    while (pid := jvm_pid(settings)) is not None:
+        if completed_checkpoints(settings.checkpoints)[:1] != before:
+            return True
+        if time.monotonic() > deadline:
+            msg = (
+                f"the analytics job (JVM {pid}) has completed no checkpoint for {COMMIT_SECONDS:.0f} s, so its newest windows "
+                "may be on their way into the tables: its log says what it waits for; try again then"
+            )
+            raise CanNotRecomputeError(msg)
+        time.sleep(0.1)
+    return False
 
 
 @contextmanager
@@ -192,14 +230,15 @@ def main() -> None:
     try:
         settings = Settings.from_environment(os.environ)
         prepare_jvm(settings, log="recompute-jvm")  # recompute.log is what a caller makes of the output
-        rows = recompute(settings, given.since, given.until)
+        done = recompute(settings, given.since, given.until)
     except (CanNotRecomputeError, InvalidSettingError, CatalogError, OSError) as error:
         _say("refused", reason=str(error))
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - PyIceberg's, or PyFlink's around a Java exception and its stack trace
         _say("failed", reason=root_cause(str(error)))
         sys.exit(1)
-    _say("finished", rows=rows, seconds=round(time.monotonic() - began, 1))
+    left = {"left_to_the_job": {table: moment.isoformat() for table, moment in done.left.items()}} if done.left else {}
+    _say("finished", rows=done.rows, **left, seconds=round(time.monotonic() - began, 1))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 import struct
+import zipfile
 from datetime import timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ import msgspec
 from kafka import KafkaAdminClient
 
 from warehouse.progress import offsets_since
-from warehouse.topic import bounds_of
+from warehouse.topic import bounds_of, offsets_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -66,8 +68,14 @@ def made_for(settings: Settings, statements: Iterable[str]) -> MadeFor:
         window_seconds=settings.window_seconds,
         sql=_digest(text),
         flink=version("apache-flink"),
-        jars=_digest("\n".join(sorted(jar.name for jar in (settings.jars / "flink").glob("*.jar")))),
+        jars=_digest("\n".join(sorted(map(_contents, (settings.jars / "flink").glob("*.jar"))))),
     )
+
+
+def _contents(jar: Path) -> str:
+    """Name and contents of a jar, but for when it was packed."""
+    with zipfile.ZipFile(jar) as files:
+        return "\n".join([jar.name, *sorted(f"{file.filename} {file.CRC:08x}" for file in files.infolist())])
 
 
 def checkpoints_for(folder: Path, job: MadeFor, rows: int) -> list[Path]:
@@ -137,10 +145,11 @@ def start_of_rebase(
 ) -> dict[int, int]:
     """Forget all checkpoints, and return the offset at which each partition is to be read again.
 
-    That is early enough for every window that is not closed, and for the ids that are still to be remembered.
+    That is early enough for every window that is not closed, for the ids that are still to be remembered, and for what was
+    on its way into the tables when the job ended. What the topic no longer has is skipped: see `gaps`.
 
     Raises:
-        CanNotResumeError: the tables came from another topic, or the topic no longer has what they lack.
+        CanNotResumeError: the tables came from another topic.
     """
     folder = settings.checkpoints
     before = noted(folder)
@@ -150,27 +159,35 @@ def start_of_rebase(
             f"and this is {job.topic} of {job.kafka_cluster}: its offsets mean something else. Use another SAGASCOPE_HOME"
         )
         raise CanNotResumeError(msg)
-    for partition, (begin, _) in bounds.items():
-        last = _last(progress, partition)
-        if 0 <= last < begin - 1:
-            msg = (
-                f"partition {partition} of {settings.topic} begins at offset {begin}, but the tables end at {last}: what was "
-                "between is deleted from the topic. Keep the topic longer (retention.bytes); to go on without it, start "
-                "in another SAGASCOPE_HOME"
-            )
-            raise CanNotResumeError(msg)
     since = min(progress.closed.values(), default=None)
-    again: dict[int, int] = {}
+    starts = {partition: begin for partition, (begin, _) in bounds.items()}  # before the first window is closed: all
     if since:
-        again = offsets_since(settings, since - max(SETTLING, timedelta(seconds=settings.dedup_horizon_seconds)))
+        moment = since - max(SETTLING, timedelta(seconds=settings.dedup_horizon_seconds))
+        events, records = offsets_since(settings, moment), offsets_at(settings, moment)
+        for partition, begin in starts.items():
+            behind = progress.events.get(partition, -1) + 1
+            # By the records' own time too: a rejected record has no other.
+            starts[partition] = max(begin, min(events.get(partition, behind), records.get(partition, behind)))
     for run in folder.glob("*/"):
         shutil.rmtree(run)
     note(folder, job)
-    # Before the first window is closed all is read again.
-    return {
-        partition: max(begin, again.get(partition, progress.events.get(partition, -1) + 1) if since else begin)
-        for partition, (begin, _) in bounds.items()
-    }
+    return starts
+
+
+def gaps(settings: Settings, progress: Progress, bounds: Mapping[int, tuple[int, int]]) -> list[str]:
+    """What is deleted from the topic and in no table, in words: records behind the last stored one of a partition.
+
+    Records that were read and are duplicates may be among them.
+    """
+    found = []
+    for partition, (begin, _) in sorted(bounds.items()):
+        last = _last(progress, partition)
+        if 0 <= last < begin - 1:
+            found.append(
+                f"partition {partition} of {settings.topic} begins at offset {begin}, and the tables end at {last}: the "
+                f"{begin - 1 - last:,} records between are deleted from the topic, and lost. Keep it longer (retention.bytes)"
+            )
+    return found
 
 
 def _last(progress: Progress, partition: int) -> int:
@@ -186,7 +203,17 @@ def noted(folder: Path) -> MadeFor | None:
 def note(folder: Path, job: MadeFor) -> None:
     """Note what the checkpoints to come are made for."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / NOTE).write_bytes(msgspec.json.encode(job))
+    write_atomically(folder / NOTE, job)
+
+
+def write_atomically(file: Path, content: msgspec.Struct) -> None:
+    """Put it there as JSON, whole or not at all."""
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as writing:
+        writing.write(msgspec.json.encode(content))
+        writing.flush()
+        os.fsync(writing.fileno())
+    partial.replace(file)
 
 
 def completed_checkpoints(folder: Path) -> list[Path]:

@@ -27,10 +27,16 @@ STALL_SECONDS = 30.0
 """After how long without a checkpoint the job is said to be stalled; ten intervals, where that is longer."""
 STALLS = 3
 """After how many times that long it is given up: it may have lost its task manager, which a mini cluster does not replace."""
+FIRST_SECONDS = 600.0
+"""How long the first checkpoint may take: a job that restores a large state completes none before."""
 LEAST_FREE_BYTES = 16 << 20
 RESTARTING = ("restarting", "failing")
 RESTORING = ("restor", "magic number", "state handle", "failed to load")
 """What Flink's exceptions speak of where a checkpoint can't be read."""
+CAUSE_CHARACTERS = 64 * 1024
+"""At the end of the log, where the last root cause is looked for."""
+OUT_OF_RANGE = "OffsetOutOfRangeException"
+"""Kafka's, where the records to be read next are deleted."""
 
 
 class CanNotRestoreError(RuntimeError):
@@ -39,6 +45,10 @@ class CanNotRestoreError(RuntimeError):
 
 class StalledError(RuntimeError):
     """The job runs, but completes no checkpoint any more; says for how long, and why, where that is known."""
+
+
+class UnreadDeletedError(RuntimeError):
+    """The topic no longer has what the job was to read next; says which partition and offset, and the cure."""
 
 
 class Watch:
@@ -52,7 +62,7 @@ class Watch:
         self._begin = self._log.stat().st_size if self._log.exists() else 0
         self._outcome = client.get_job_execution_result()
         self._told = ""
-        self._newest: Path | None = None
+        self._newest = checkpoint
         self._completed = time.monotonic()
         self._stall_seconds = max(STALL_SECONDS, settings.checkpoint_interval_ms / 100)
         self._look_at = 0.0
@@ -64,6 +74,7 @@ class Watch:
         Raises:
             CanNotRestoreError: the checkpoint is damaged, and Flink tries it over and over; the job is cancelled.
             StalledError: it completes no checkpoint any more.
+            UnreadDeletedError: retention has deleted records that it has not read yet; the job is cancelled.
             Exception: PyFlink's or Py4J's, with the Java stack trace as its text: it failed.
         """
         while not self._outcome.done() and not stop.wait(POLL_SECONDS):
@@ -71,15 +82,27 @@ class Watch:
                 status = self._client.get_job_status().result().name.lower()
             except Exception:  # noqa: BLE001, S112 - the mini cluster goes away with its job, perhaps just now
                 continue
-            if status in RESTARTING and (damage := self._damage()):
-                self._cancel()
-                raise CanNotRestoreError(damage)
+            if status in RESTARTING:
+                self._judge_restart()
             self._tell(status)
         if stop.is_set() and not self._outcome.done():
             self._stop()
             return
         self._outcome.result()
         say("finished")
+
+    def _judge_restart(self) -> None:
+        """Cancel the job, and raise, where it would restart for ever."""
+        if OUT_OF_RANGE in (cause := last_cause(self._log, self._begin)):
+            self._cancel()
+            msg = (
+                f"records were deleted from the topic before the job has read them ({cause}): keep it longer "
+                "(retention.bytes); `sagascope analyze --rebase` goes on without them"
+            )
+            raise UnreadDeletedError(msg)
+        if damage := self._damage():
+            self._cancel()
+            raise CanNotRestoreError(damage)
 
     def _tell(self, status: str) -> None:
         """Say a new status, or what hinders a job that runs."""
@@ -90,7 +113,7 @@ class Watch:
         if status == "running" and hindrance:
             status = hindrance
         if status in RESTARTING:
-            reason = last_cause(self._log)
+            reason = last_cause(self._log, self._begin)
         if status != self._told:
             with suppress(OSError):  # a disk that is full: it is said as soon as there is room
                 say(status, **({"reason": reason} if reason else {}))
@@ -108,9 +131,14 @@ class Watch:
         seconds = time.monotonic() - self._completed
         if seconds > self._stall_seconds:
             free = shutil.disk_usage(self._settings.root).free
-            why = f"the disk of {self._settings.root} is full" if free < LEAST_FREE_BYTES else last_cause(self._log)
+            why = (
+                f"the disk of {self._settings.root} is full"
+                if free < LEAST_FREE_BYTES
+                else last_cause(self._log, self._begin)
+            )
             msg = f"no checkpoint completed for {seconds:.0f} s: {why}"
-            if seconds > STALLS * self._stall_seconds:
+            at_first = FIRST_SECONDS if newest == self._checkpoint else 0.0
+            if seconds > max(STALLS * self._stall_seconds, at_first):
                 self._cancel()
                 raise StalledError(msg)
             return "stalled", msg
@@ -147,9 +175,7 @@ class Watch:
         """Why the job, which restarts, can't read its checkpoint; empty where that is not why."""
         if self._checkpoint is None:
             return ""
-        with self._log.open("rb") as file:
-            file.seek(self._begin)
-            trace = file.read().decode("utf-8", "replace")
+        trace = _logged(self._log, self._begin)
         return root_cause(trace) if is_of_restoring(self._settings, self._checkpoint, trace) else ""
 
 
@@ -162,11 +188,15 @@ def is_of_restoring(settings: Settings, checkpoint: Path, trace: str) -> bool:
     return not own and any(word in told for word in RESTORING)
 
 
-def last_cause(log: Path) -> str:
-    """The last root cause that the JVM's log tells of: of a restart Flink's client says nothing."""
+def last_cause(log: Path, begin: int) -> str:
+    """The last root cause that the JVM's log tells of from byte `begin` on: of a restart Flink's client says nothing."""
+    return root_cause(_logged(log, begin)[-CAUSE_CHARACTERS:])
+
+
+def _logged(log: Path, begin: int) -> str:
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 64 * 1024))
-        return root_cause(file.read().decode("utf-8", "replace"))
+        file.seek(begin if log.stat().st_size >= begin else 0)  # it was rolled over
+        return file.read().decode("utf-8", "replace")
 
 
 def unreachable_kafka(servers: str) -> str:

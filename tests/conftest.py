@@ -22,11 +22,18 @@ def home_settings(folder: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Kafka broker; yields its bootstrap servers."""
+def broker_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A real Kafka broker; yields the settings that it was started with."""
     settings = home_settings(tmp_path_factory.mktemp("broker") / "home")
-    yield stack.up(settings).bootstrap_servers
+    stack.up(settings)
+    yield settings
     stack.down(settings)
+
+
+@pytest.fixture(scope="session")
+def broker(broker_home: Settings) -> str:
+    """Its bootstrap servers."""
+    return stack.bootstrap_servers(broker_home)
 
 
 @pytest.fixture

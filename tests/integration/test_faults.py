@@ -11,12 +11,15 @@ import psutil
 import pytest
 
 from bench.fault_stage import Stage, Verdict
+from bench.faults import try_kind
 from pipelines import stack
 from tests.conftest import home_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from warehouse.settings import Settings
 
 pytestmark = [pytest.mark.flink, pytest.mark.broker, pytest.mark.timeout(600)]
 
@@ -82,6 +85,17 @@ def test_the_disk_full(stage: Stage) -> None:
     stage.recover(time.monotonic())
     _assert_right(stage)
     assert stage.said, "the job has said nothing of it"
+
+
+@pytest.mark.parametrize(
+    ("name", "tries"), [("outage", 1), ("recompute", 1), ("recomputes", 1), ("ahead", 2), ("drain", 3)]
+)
+def test_the_series_in_small(broker_home: Settings, tmp_path: Path, name: str, tries: int) -> None:
+    """An outage longer than the horizon, recomputes beside the stream, timestamps a year ahead, bounded drains."""
+    row = try_kind(name, tries, broker_home, tmp_path, seed=7, rate=100)
+    assert row.failure == ""
+    assert row.verdict.events > 500
+    assert row.is_right, row.verdict
 
 
 def _assert_right(stage: Stage) -> None:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import psutil
 import pytest
+from kafka import KafkaAdminClient, TopicPartition
 
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.processes import ProcessFailedError
 from tests import oracle
+from tests.integration.conftest import produce, synthetic
 from warehouse import history, parity
 from warehouse.catalog import open_catalog
 from warehouse.progress import read_progress
@@ -177,6 +179,66 @@ def test_a_rebase_goes_on_from_the_tables(settings: Settings, sagas: Callable[..
     _await_commit(settings)
     assert job.stop() == 0
     _assert_right(settings, sent)
+
+
+def test_a_rebase_to_another_width(settings: Settings) -> None:
+    """The hour of the change is told in the new width once it is over, by itself: no window in halves, none twice."""
+    rng, start = random.Random(3), 1_780_002_000_000  # a whole hour
+
+    def minutes(first: int, last: int) -> list[tuple[int, bytes]]:
+        return [(n % 2, synthetic(n, start + n * 1_000, rng)) for n in range(first * 60, last * 60)]
+
+    produce(settings, minutes(0, 20))
+    job = _start(settings)
+    _await(lambda: not _left(settings), 60)
+    _await(lambda: len(read_progress(settings).closed) == 2, 60)  # no event is one of a saga's own
+    assert job.stop() == 0
+    settings = msgspec.structs.replace(settings, window_seconds=60)
+    job = AnalyticsProcess(settings, rebase=True)
+    _started.append(job)
+    job.start()
+    produce(settings, minutes(20, 70))
+    _await(lambda: not _left(settings), 90)
+    _await(lambda: '"chore": "recompute"' in job.log.read_text(), 90)
+    assert job.stop() == 0
+    topic, closed = oracle.read_topic(settings), read_progress(settings).closed
+    assert len(topic.events) == 70 * 60
+    with history.open(settings) as tables:
+        assert oracle.differences(tables, topic, 60, until=min(closed.values())) == []
+
+
+def test_records_deleted_before_they_were_read(settings: Settings) -> None:
+    """The job does not jump over them in silence: it fails, a rebase names them and goes on, and the rest is stored."""
+    rng, start = random.Random(3), 1_780_002_000_000
+    records = [(n % 2, synthetic(n, start + n * 100, rng)) for n in range(2_000)]
+    produce(settings, records[:1_000])
+    job = _start(settings)
+    _await(lambda: not _left(settings), 60)
+    assert job.stop() == 0
+    produce(settings, records[1_000:])
+    admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    admin.delete_records({TopicPartition(settings.topic, 0): 700})
+    admin.close()
+
+    failed = AnalyticsProcess(settings)
+    _started.append(failed)
+    failed.start()
+    _await(lambda: failed.exit_code() is not None, 60)
+    assert failed.exit_code() == 1
+    assert "deleted from the topic before the job has read them" in failed.failure()
+    assert "--rebase" in failed.failure()
+
+    job = AnalyticsProcess(settings, rebase=True)
+    _started.append(job)
+    job.start()
+    _await(lambda: not _left(settings), 90)
+    assert job.stop() == 0
+    assert "the 200 records between are deleted from the topic, and lost" in job.log.read_text()
+    with history.open(settings) as tables:
+        counted = tables.sql(
+            "SELECT source_partition, count(*), count(DISTINCT event_id) FROM events GROUP BY 1 ORDER BY 1"
+        )
+        assert counted.fetchall() == [(0, 800, 800), (1, 1_000, 1_000)]
 
 
 def test_the_jvm_of_a_killed_job_keeps_a_second_one_away(settings: Settings) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 import pyarrow as pa
 import pytest
 
+from pipelines.analytics_process import AnalyticsProcess
 from pipelines.workload import Truth
 from tests import oracle
 from tests.event_vectors import VECTORS
-from tests.integration.conftest import produce, synthetic
+from tests.integration.conftest import JOB_SECONDS, produce, synthetic
 from warehouse import history
 from warehouse.catalog import open_catalog
+from warehouse.progress import read_progress
 from warehouse.tables import EVENTS, REJECTED_EVENTS, STATISTICS, Table
 
 if TYPE_CHECKING:
@@ -91,6 +94,23 @@ def test_a_timestamp_far_ahead_closes_no_window(settings: Settings, drain: Calla
     topic = oracle.read_topic(settings)
     assert (len(topic.events), len(topic.rejected)) == (1_000, 2)
     assert differences(settings, topic) == []
+
+
+def test_a_partition_of_rejects_holds_no_window_open(settings: Settings) -> None:
+    """What is no event has no time: a partition in which nothing else comes is as idle as a silent one."""
+    settings = msgspec.structs.replace(settings, idle_timeout_ms=2_000)
+    rng = random.Random(7)
+    produce(settings, [(0, synthetic(n, 1_780_000_000_000 + n * 1_000, rng)) for n in range(300)])
+    job = AnalyticsProcess(settings)
+    try:
+        job.start()
+        deadline = time.monotonic() + JOB_SECONDS
+        while not read_progress(settings).closed:
+            assert time.monotonic() < deadline, f"no window was closed: {job.failure()}"
+            produce(settings, [(1, b"no event")] * 3)
+            time.sleep(0.3)
+    finally:
+        job.stop()
 
 
 def test_each_vector_is_stored_as_decode_has_it(settings: Settings, drain: Callable[[Settings], None]) -> None:

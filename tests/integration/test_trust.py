@@ -232,6 +232,29 @@ def test_recompute_beside_the_stream_and_beside_itself(settings: Settings, drain
     assert len(found) == appended, found
 
 
+def test_what_a_killed_job_may_still_commit_is_left_to_the_next_one(
+    settings: Settings, drain: Callable[[Settings], None]
+) -> None:
+    """A table that is behind the others lacks windows or has them pending: without a job nobody knows, so they stay out."""
+    produce(settings, disordered(seed=6, count=600))
+    drain(settings)
+    hour = datetime.fromtimestamp(START / 1000, UTC)
+    held = hour + timedelta(minutes=2)
+    with closing(open_catalog(settings)) as catalog:  # as if the commits after two minutes had not come
+        catalog.load_table(STATISTICS[0].identifier).delete(f"window_end > '{held.isoformat()}'")
+    said = _recompute(settings, hour, None)
+    assert said["status"] == "finished"
+    assert said["left_to_the_job"] == {"step_stats": held.isoformat()}
+    listed = windows.compare(settings)
+    assert {table.table: table.differing > 0 for table in listed.tables} == {
+        "step_stats": True,
+        "saga_stats": False,
+        "step_durations": False,
+    }
+    with history.open(settings) as tables:
+        assert tables.sql("SELECT max(window_end) FROM stored_step_stats").fetchall() == [(held,)]
+
+
 def _append_later(settings: Settings, hours: int) -> None:
     """What the stream does: append to a later window."""
     with closing(open_catalog(settings)) as catalog:

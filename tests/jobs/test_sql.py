@@ -93,8 +93,13 @@ def test_the_root_cause_is_the_innermost(tmp_path: Path) -> None:
     assert root_cause(trace) == "x.Inner: no such topic"
     assert root_cause("x.Alone: a\n\tat y\n") == "x.Alone: a"
     assert root_cause("") == "unknown"
-    (tmp_path / "log").write_text("noise\n" * 50_000 + trace)
-    assert last_cause(tmp_path / "log") == "x.Inner: no such topic"
+    log = tmp_path / "log"
+    log.write_text("noise\n" * 50_000 + trace)
+    assert last_cause(log, begin=0) == "x.Inner: no such topic"
+    of_the_run_before = log.stat().st_size
+    with log.open("a") as file:
+        file.write("x.Later: b\n")
+    assert last_cause(log, of_the_run_before) == "x.Later: b"
 
 
 PLAN = Path(__file__).with_name("analytics_plan.txt")
