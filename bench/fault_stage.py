@@ -34,6 +34,8 @@ CLOSING_AHEAD_MS = 70_000
 """What the last events are ahead: more than a window of a minute and the watermark's delay, less than what is rejected."""
 STEPS = (EventType.STEP_COMPLETED,) * 6 + (EventType.STEP_FAILED, EventType.COMPENSATION_COMPLETED)
 SAGAS = (EventType.SAGA_STARTED, EventType.SAGA_COMPLETED, EventType.SAGA_ROLLED_BACK, EventType.STEP_STARTED)
+SAID = frozenset({"restarting", "failing", "damaged", "waiting", "stalled", "gap"})
+"""Statuses by which the job tells that something is wrong."""
 MALFORMED = (
     *(b"not json", b"", None, b"\xff\xfe{}", b"[1]", b'{"event_id":7}', b'{"event_id":"x","event_type":"saga_paused"}'),
     *(b'{"event_id":', b"{" * 1_000_000),
@@ -262,7 +264,7 @@ class Stage:
         for line in self.job.log.read_bytes().splitlines() if self.job.log.exists() else ():
             with suppress(msgspec.DecodeError):
                 said = msgspec.json.decode(line)
-                if isinstance(said, dict) and said.get("status") in {"restarting", "failing", "damaged", "waiting"}:
+                if isinstance(said, dict) and said.get("status") in SAID:
                     self.note(f"{said['status']}: {said.get('reason')}")
 
     def note(self, what: str) -> None:

@@ -309,7 +309,7 @@ def _jvm_peak_bytes() -> int:
 
 def _read_to(log: str) -> dict[str, int]:
     """A blackhole counts nothing; but the log says which split has which end, and which of them were read to it."""
-    ends = dict(re.findall(r"Partition: (\S+), StartingOffset: -2, StoppingOffset: (\d+)\]", log))
+    ends = dict(re.findall(r"Partition: (\S+), StartingOffset: -?\d+, StoppingOffset: (\d+)\]", log))
     read = {
         split.strip()
         for splits in re.findall(r"Finished reading split\(s\) \[(.*?)\]", log)

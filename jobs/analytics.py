@@ -36,7 +36,6 @@ from jobs.resume import (
     check_topic,
     checkpoints_for,
     completed_checkpoints,
-    gaps,
     made_for,
     noted,
     start_of_rebase,
@@ -154,8 +153,12 @@ def run(settings: Settings, *, bounded: bool = False, rebase: bool = False) -> i
     checkpoints: list[Path | None] = [None]
     if rebase:
         starts = start_of_rebase(settings, job, progress, bounds)
-        for gap in gaps(settings, progress, bounds):
-            say("gap", reason=gap)
+        for partition, offsets in progress.deleted(bounds).items():
+            what = (
+                f"partition {partition} of {settings.topic} begins at offset {offsets.stop}: the {len(offsets):,} records from "
+                f"{offsets.start} on are deleted from the topic and in no table. Keep it longer (retention.bytes)"
+            )
+            say("gap", reason=what)
         if progress.watermark:
             owe(settings, min(progress.closed.values()), progress.watermark)
     else:
@@ -226,7 +229,9 @@ def _say_fingerprint(settings: Settings) -> None:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.analytics", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.analytics", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--bounded", action="store_true", help="end at what the topic holds now, closing all windows")
     ways.add_argument("--rebase", action="store_true", help="forget the checkpoints: go on from what the tables hold")

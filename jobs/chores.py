@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DEFINITIONS_SECONDS = 30.0
 UPKEEP_SECONDS = 60.0
 RECOMPUTE_SECONDS = 10.0
+AGAIN_SECONDS = 60.0
+"""After how long at least one that failed is tried again."""
 END_SECONDS = 20.0
 HOUR = timedelta(hours=1)
 
@@ -69,21 +71,24 @@ class Chores:
         while not self._ended.wait(max(0.0, min(due) - time.monotonic())):
             turn = due.index(min(due))
             chore, seconds = self._every[turn]
-            self._try(chore)
-            due[turn] = time.monotonic() + seconds
+            done = self._try(chore)
+            due[turn] = time.monotonic() + (seconds if done else max(seconds, AGAIN_SECONDS))
         self._try(self._definitions)
 
-    def _try(self, chore: Callable[[], None]) -> None:
+    def _try(self, chore: Callable[[], None]) -> bool:
+        name, reason = chore.__name__.removeprefix("_"), ""
         try:
             chore()
         except Exception as error:  # noqa: BLE001 - the stream goes on, whatever a chore meets
-            self._complain(chore.__name__.removeprefix("_"), f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+        self._complain(name, reason)
+        return not reason
 
     def _complain(self, chore: str, reason: str) -> None:
-        """Say why a chore was not done; once, for as long as it is the same."""
-        if self._complaints.get(chore) != reason:
-            self._complaints[chore] = reason
+        """Say why a chore was not done; once, for as long as it is the same. Empty: it was done."""
+        if reason and self._complaints.get(chore) != reason and not self._ended.is_set():
             _say(chore, reason=reason)
+        self._complaints[chore] = reason
 
     def _definitions(self) -> None:
         with closing(open_catalog(self._settings)) as catalog:
@@ -91,8 +96,7 @@ class Chores:
 
     def _upkeep(self) -> None:
         for outcome in upkeep.expire(self._settings, datetime.now(UTC)):
-            if outcome.reason:
-                self._complain(f"upkeep of {outcome.table}", outcome.reason)
+            self._complain(f"upkeep of {outcome.table}", outcome.reason)
 
     def _recompute(self) -> None:
         file = _file(self._settings)
@@ -108,12 +112,14 @@ class Chores:
         )
         threading.Thread(target=self._end_with_us, args=(child,), daemon=True).start()
         said, _ = child.communicate()
-        if child.returncode == 0:
-            file.unlink()
-        _say("recompute", hours=hours[1::2], reason=None if child.returncode == 0 else said[-500:])
+        if child.returncode:
+            msg = f"the recompute of {' to '.join(hours[1::2])} ended with exit code {child.returncode}: {said[-500:]}"
+            raise RuntimeError(msg)
+        file.unlink()
+        _say("recompute", hours=hours[1::2])
 
     def _end_with_us(self, child: subprocess.Popen[str]) -> None:
-        """A stop of the job does not wait for a recompute: it replaces rows by one commit or by none, and stays owed."""
+        """A stop of the job does not wait for a recompute: of a table it replaces rows by one commit or by none, and stays owed."""
         while child.poll() is None:
             if self._ended.wait(0.5):
                 child.terminate()

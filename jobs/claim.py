@@ -49,13 +49,19 @@ def claim_jvm(settings: Settings, jvm: Any) -> Any:
         SecondJobError: another JVM holds them.
     """
     file = jvm.java.io.RandomAccessFile(str(jvm_lock(settings)), "rw")
-    held = file.getChannel().tryLock()
-    if held is None:
+    held: list[Any] = []
+
+    def lock() -> None:
+        held.append(file.getChannel().tryLock())
+        if held[-1] is None:
+            raise BlockingIOError
+
+    if not _claim(lock, LOOK_SECONDS):
         msg = f"the JVM of another analytics job writes the tables of {settings.root}: stop it first"
         raise SecondJobError(msg)
     file.setLength(0)
     file.writeBytes(str(jvm.java.lang.ProcessHandle.current().pid()))
-    return held
+    return held[-1]
 
 
 def _await_orphan(settings: Settings) -> None:

@@ -4,7 +4,7 @@
 
 Whole hours, UTC, of [from, to); without `--to` as far as each table is closed, in the hour that is still open, too. The
 rows of each table are put in place of those hours by one commit; `events` is read, never written, and the stream goes on.
-While no analytics job runs, windows that the last one may not have committed yet are left to the next one, and named.
+After a job was killed it is refused until the next one runs, which commits what that one had begun.
 Settings come from the environment (`SAGASCOPE_…`). One line of JSON on standard output, exit code 1 where it was refused.
 """
 
@@ -15,13 +15,14 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import duckdb
 import pyarrow as pa
@@ -42,9 +43,9 @@ from warehouse.tables import STATISTICS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pyiceberg.catalog import Catalog
     from pyiceberg.expressions import BooleanExpression
 
-    from warehouse.progress import Progress
     from warehouse.tables import Table
 
 HOUR = timedelta(hours=1)
@@ -57,16 +58,7 @@ class CanNotRecomputeError(ValueError):
     """These hours can't be recomputed; names the hour, and from when on it can be."""
 
 
-class Recomputed(NamedTuple):
-    """What was done."""
-
-    rows: dict[str, int]
-    """How many rows each table got."""
-    left: dict[str, datetime]
-    """Tables whose windows from that moment on are left to the next analytics job, which may have them to commit."""
-
-
-def recompute(settings: Settings, since: datetime, until: datetime | None = None) -> Recomputed:
+def recompute(settings: Settings, since: datetime, until: datetime | None = None) -> dict[str, int]:
     """Put the statistics of [since, until), as `events` has them now, in place of those that are stored.
 
     Args:
@@ -74,35 +66,28 @@ def recompute(settings: Settings, since: datetime, until: datetime | None = None
         since: A whole hour, aware.
         until: A whole hour, aware; None: as far as each table is closed.
 
+    Returns:
+        How many rows each table got.
+
     Raises:
-        CanNotRecomputeError: no whole hours, one that the stream has not closed yet, or a job that commits nothing.
+        CanNotRecomputeError: no whole hours, one that the stream has not closed yet, or a job that has yet to commit.
         CatalogError: the catalog can't be opened.
     """
     with _alone(settings), closing(open_catalog(settings)) as catalog:
-        progress = read_progress(settings, catalog)
-        closed = _closed(settings, progress, since, until)
-        all_committed = _await_commits(settings)
-        done = Recomputed({}, {})
+        closed = _closed(settings, catalog, since, until)
+        _await_commits(settings)
         with _computed(settings, since, max(closed.values())) as computed:
+            put = {}
             for table, until_here in closed.items():
-                rows = _until(computed[table], until_here)
-                if not all_committed:
-                    stored = progress.closed.get(table.name, since)
-                    if _until(rows, stored).num_rows < rows.num_rows:
-                        until_here = max(since, stored)  # noqa: PLW2901 - narrowed
-                        rows = _until(rows, until_here)
-                        done.left[table.name] = until_here
                 if since < until_here:
+                    bound = pa.scalar(until_here, pa.timestamp("us", "UTC"))
+                    rows = computed[table].filter(pc.field("window_end") <= bound)
                     replace_rows(settings, catalog, table, rows, _windows(since, until_here))
-                    done.rows[table.name] = rows.num_rows
-        return done
+                    put[table.name] = rows.num_rows
+            return put
 
 
-def _until(rows: pa.Table, end: datetime) -> pa.Table:
-    return rows.filter(pc.field("window_end") <= pa.scalar(end, pa.timestamp("us", "UTC")))
-
-
-def _closed(settings: Settings, progress: Progress, since: datetime, until: datetime | None) -> dict[Table, datetime]:
+def _closed(settings: Settings, catalog: Catalog, since: datetime, until: datetime | None) -> dict[Table, datetime]:
     """Up to where each table is computed again."""
     for name, moment in (("from", since), ("to", until)):
         if moment and (moment - EPOCH) % HOUR:
@@ -111,6 +96,7 @@ def _closed(settings: Settings, progress: Progress, since: datetime, until: date
     if until and since >= until:
         msg = f"--from {since.isoformat()} is not before --to {until.isoformat()}"
         raise CanNotRecomputeError(msg)
+    progress = read_progress(settings, catalog)
     watermark = progress.watermark
     if watermark is None or (until or since) > watermark:
         hour = max(since, (until or since + HOUR) - HOUR)
@@ -120,29 +106,36 @@ def _closed(settings: Settings, progress: Progress, since: datetime, until: date
     return {table: until or progress.closed_up_to(settings, table) or since for table in STATISTICS}
 
 
-def _await_commits(settings: Settings) -> bool:
-    """Await that a running job has committed to all tables what it had committed to one; False where no job runs.
+def _await_commits(settings: Settings) -> None:
+    """Await that the job has committed to all tables what it had committed to one.
 
     It commits one table after the other, and a checkpoint passes no sink that is still busy with the commit of the one
-    before: so once another is completed, the commits that had begun are done. A job that was killed leaves its last commits
-    to the next one.
+    before: so once another is completed, the commits that had begun are done. After a stop with a savepoint, and after a
+    bounded run, whose checkpoints are gone, there are none; a job that was killed leaves them to the next one.
 
     Raises:
-        CanNotRecomputeError: the job completes no checkpoint.
+        CanNotRecomputeError: the job completes no checkpoint, or was killed.
     """
-    before = completed_checkpoints(settings.checkpoints)[:1]
-    deadline = time.monotonic() + max(COMMIT_SECONDS, settings.checkpoint_interval_ms / 100)
+    before = set(completed_checkpoints(settings.checkpoints))
+    seconds = max(COMMIT_SECONDS, settings.checkpoint_interval_ms / 100)
+    deadline = time.monotonic() + seconds
     while (pid := jvm_pid(settings)) is not None:
-        if completed_checkpoints(settings.checkpoints)[:1] != before:
-            return True
+        if not before.issuperset(completed_checkpoints(settings.checkpoints)):
+            return
         if time.monotonic() > deadline:
             msg = (
-                f"the analytics job (JVM {pid}) has completed no checkpoint for {COMMIT_SECONDS:.0f} s, so its newest windows "
+                f"the analytics job (JVM {pid}) has completed no checkpoint for {seconds:.0f} s, so its newest windows "
                 "may be on their way into the tables: its log says what it waits for; try again then"
             )
             raise CanNotRecomputeError(msg)
         time.sleep(0.1)
-    return False
+    newest = next(iter(completed_checkpoints(settings.checkpoints)), None)
+    if newest is not None and not newest.name.startswith("savepoint-"):
+        msg = (
+            f"the last analytics job was not stopped but ended at {newest}, and its last commits may still be to come: "
+            "start it (`sagascope analyze`), then try again"
+        )
+        raise CanNotRecomputeError(msg)
 
 
 @contextmanager
@@ -209,7 +202,11 @@ def _milliseconds(moment: datetime) -> int:
 
 def _moment(text: str) -> datetime:
     """An ISO moment, UTC unless it says otherwise."""
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        msg = f"{text!r} is no moment: write it as 2026-11-23T10:00Z"
+        raise argparse.ArgumentTypeError(msg) from None
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -227,18 +224,18 @@ def main() -> None:
     parser.add_argument("--to", dest="until", type=_moment, metavar="HOUR")
     given = parser.parse_args()
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its temporary files go
     try:
         settings = Settings.from_environment(os.environ)
         prepare_jvm(settings, log="recompute-jvm")  # recompute.log is what a caller makes of the output
-        done = recompute(settings, given.since, given.until)
+        rows = recompute(settings, given.since, given.until)
     except (CanNotRecomputeError, InvalidSettingError, CatalogError, OSError) as error:
         _say("refused", reason=str(error))
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - PyIceberg's, or PyFlink's around a Java exception and its stack trace
         _say("failed", reason=root_cause(str(error)))
         sys.exit(1)
-    left = {"left_to_the_job": {table: moment.isoformat() for table, moment in done.left.items()}} if done.left else {}
-    _say("finished", rows=done.rows, **left, seconds=round(time.monotonic() - began, 1))
+    _say("finished", rows=rows, seconds=round(time.monotonic() - began, 1))
 
 
 if __name__ == "__main__":

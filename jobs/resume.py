@@ -48,6 +48,9 @@ class MadeFor(msgspec.Struct, frozen=True):
     sql: str
     flink: str
     jars: str = ""
+    watermark_delay_ms: int = 0
+    """Of `sql`, too, as is the next one: told apart, because a hash says nothing to who has changed a setting."""
+    dedup_horizon_seconds: int = 0
 
 
 def made_for(settings: Settings, statements: Iterable[str]) -> MadeFor:
@@ -55,6 +58,7 @@ def made_for(settings: Settings, statements: Iterable[str]) -> MadeFor:
 
     Raises:
         kafka.errors.KafkaError: the broker does not answer.
+        CanNotResumeError: a connector's jar is damaged.
     """
     admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers, bootstrap_timeout_ms=10_000)
     try:
@@ -66,16 +70,26 @@ def made_for(settings: Settings, statements: Iterable[str]) -> MadeFor:
         kafka_cluster=cluster,
         topic=settings.topic,
         window_seconds=settings.window_seconds,
+        watermark_delay_ms=settings.watermark_delay_ms,
+        dedup_horizon_seconds=settings.dedup_horizon_seconds,
         sql=_digest(text),
         flink=version("apache-flink"),
-        jars=_digest("\n".join(sorted(map(_contents, (settings.jars / "flink").glob("*.jar"))))),
+        jars=_digest("\n".join(sorted(map(contents_of, (settings.jars / "flink").glob("*.jar"))))),
     )
 
 
-def _contents(jar: Path) -> str:
-    """Name and contents of a jar, but for when it was packed."""
-    with zipfile.ZipFile(jar) as files:
-        return "\n".join([jar.name, *sorted(f"{file.filename} {file.CRC:08x}" for file in files.infolist())])
+def contents_of(jar: Path) -> str:
+    """Name and contents of a jar, but for when it was packed.
+
+    Raises:
+        CanNotResumeError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(jar) as files:
+            return "\n".join([jar.name, *sorted(f"{file.filename} {file.CRC:08x}" for file in files.infolist())])
+    except zipfile.BadZipFile as error:
+        msg = f"{jar} is damaged ({error}): remove it, then `make setup` brings it again"
+        raise CanNotResumeError(msg) from error
 
 
 def checkpoints_for(folder: Path, job: MadeFor, rows: int) -> list[Path]:
@@ -130,7 +144,7 @@ def check_topic(settings: Settings, progress: Progress) -> dict[int, tuple[int, 
     """
     bounds = bounds_of(settings)
     for partition in sorted({*progress.events, *progress.rejected}):
-        last, (_, end) = _last(progress, partition), bounds.get(partition, (0, 0))
+        last, (_, end) = progress.last(partition), bounds.get(partition, (0, 0))
         if last >= end:
             msg = (
                 f"partition {partition} of {settings.topic} ends at offset {end}, but the tables hold {last}: it is not the "
@@ -146,7 +160,7 @@ def start_of_rebase(
     """Forget all checkpoints, and return the offset at which each partition is to be read again.
 
     That is early enough for every window that is not closed, for the ids that are still to be remembered, and for what was
-    on its way into the tables when the job ended. What the topic no longer has is skipped: see `gaps`.
+    on its way into the tables when the job ended. What the topic no longer has is skipped: see `Progress.deleted`.
 
     Raises:
         CanNotResumeError: the tables came from another topic.
@@ -172,26 +186,6 @@ def start_of_rebase(
         shutil.rmtree(run)
     note(folder, job)
     return starts
-
-
-def gaps(settings: Settings, progress: Progress, bounds: Mapping[int, tuple[int, int]]) -> list[str]:
-    """What is deleted from the topic and in no table, in words: records behind the last stored one of a partition.
-
-    Records that were read and are duplicates may be among them.
-    """
-    found = []
-    for partition, (begin, _) in sorted(bounds.items()):
-        last = _last(progress, partition)
-        if 0 <= last < begin - 1:
-            found.append(
-                f"partition {partition} of {settings.topic} begins at offset {begin}, and the tables end at {last}: the "
-                f"{begin - 1 - last:,} records between are deleted from the topic, and lost. Keep it longer (retention.bytes)"
-            )
-    return found
-
-
-def _last(progress: Progress, partition: int) -> int:
-    return max(progress.events.get(partition, -1), progress.rejected.get(partition, -1))
 
 
 def noted(folder: Path) -> MadeFor | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
+import sqlite3
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from jobs.flink import flink_log, root_cause
@@ -33,8 +35,9 @@ LEAST_FREE_BYTES = 16 << 20
 RESTARTING = ("restarting", "failing")
 RESTORING = ("restor", "magic number", "state handle", "failed to load")
 """What Flink's exceptions speak of where a checkpoint can't be read."""
-CAUSE_CHARACTERS = 64 * 1024
+CAUSE_BYTES = 64 * 1024
 """At the end of the log, where the last root cause is looked for."""
+EXCEPTION = re.compile(r"^(?:Caused by: )?((?:\w+\.)+[\w$]*(?:Exception|Error)\b.*)$", re.MULTILINE)
 OUT_OF_RANGE = "OffsetOutOfRangeException"
 """Kafka's, where the records to be read next are deleted."""
 
@@ -130,12 +133,7 @@ class Watch:
             self._newest, self._completed = newest, time.monotonic()
         seconds = time.monotonic() - self._completed
         if seconds > self._stall_seconds:
-            free = shutil.disk_usage(self._settings.root).free
-            why = (
-                f"the disk of {self._settings.root} is full"
-                if free < LEAST_FREE_BYTES
-                else last_cause(self._log, self._begin)
-            )
+            why = self._stalled_by() or last_cause(self._log, self._begin) or f"why is not known; {self._log} may tell"
             msg = f"no checkpoint completed for {seconds:.0f} s: {why}"
             at_first = FIRST_SECONDS if newest == self._checkpoint else 0.0
             if seconds > max(STALLS * self._stall_seconds, at_first):
@@ -144,6 +142,19 @@ class Watch:
             return "stalled", msg
         unreachable = unreachable_kafka(self._settings.bootstrap_servers)
         return ("waiting", unreachable) if unreachable else ("", "")
+
+    def _stalled_by(self) -> str:
+        """What on this machine lets no commit through; empty where nothing does."""
+        settings = self._settings
+        if shutil.disk_usage(settings.root).free < LEAST_FREE_BYTES:
+            return f"the disk of {settings.root} is full"
+        with closing(sqlite3.connect(settings.catalog_file, timeout=0.0, isolation_level=None)) as catalog:
+            try:
+                catalog.execute("BEGIN IMMEDIATE")
+                catalog.execute("ROLLBACK")
+            except sqlite3.OperationalError as error:
+                return f"the catalog {settings.catalog_file} can't be written ({error}): stop what holds it"
+        return ""
 
     def _stop(self) -> None:
         """Stop with a savepoint and without draining: a drained half window would be emitted a second time."""
@@ -189,13 +200,18 @@ def is_of_restoring(settings: Settings, checkpoint: Path, trace: str) -> bool:
 
 
 def last_cause(log: Path, begin: int) -> str:
-    """The last root cause that the JVM's log tells of from byte `begin` on: of a restart Flink's client says nothing."""
-    return root_cause(_logged(log, begin)[-CAUSE_CHARACTERS:])
+    """The last root cause that the JVM's log tells of from byte `begin` on: of a restart Flink's client says nothing.
+
+    Empty where it tells of no exception.
+    """
+    causes = EXCEPTION.findall(_logged(log, begin, CAUSE_BYTES))
+    return causes[-1] if causes else ""
 
 
-def _logged(log: Path, begin: int) -> str:
+def _logged(log: Path, begin: int, most: int = 1 << 30) -> str:
     with log.open("rb") as file:
-        file.seek(begin if log.stat().st_size >= begin else 0)  # it was rolled over
+        size = log.stat().st_size
+        file.seek(max(begin if size >= begin else 0, size - most))  # a smaller one was rolled over
         return file.read().decode("utf-8", "replace")
 
 

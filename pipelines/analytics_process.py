@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,8 +22,9 @@ STOP_SECONDS = 60.0
 class JobStatus(msgspec.Struct, frozen=True):
     """One line that the job wrote: where it is, and why, where something went wrong."""
 
-    status: str
-    job: str = "analytics"
+    status: str = ""
+    chore: str = ""
+    """What it did, or could not do, beside the stream; it has no status then."""
     reason: str | None = None
     resumes_from: str | None = None
 
@@ -66,19 +68,20 @@ class AnalyticsProcess:
         """None while it runs."""
         return self._child.poll() if self._child else None
 
+    def said(self) -> list[JobStatus]:
+        """Every line that it wrote, in order."""
+        said: list[JobStatus] = []
+        with suppress(FileNotFoundError, msgspec.DecodeError):  # half a line: the rest is being written
+            for line in self.log.read_bytes().splitlines():
+                if line.startswith((b'{"job"', b'{"chore"')):
+                    said.append(msgspec.json.decode(line, type=JobStatus))  # noqa: PERF401 - what is before a half line counts
+        return said
+
     def status(self) -> JobStatus:
         """What it said last, and what it resumed from."""
         last = JobStatus("starting")
-        try:
-            lines = self.log.read_bytes().splitlines()
-        except FileNotFoundError:
-            return last
-        for line in lines:
-            if line.startswith(b'{"job"'):
-                try:
-                    said = msgspec.json.decode(line, type=JobStatus)
-                except msgspec.DecodeError:  # half a line: the rest is being written
-                    break
+        for said in self.said():
+            if not said.chore:
                 last = msgspec.structs.replace(said, resumes_from=said.resumes_from or last.resumes_from)
         return last
 

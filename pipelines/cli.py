@@ -35,6 +35,7 @@ from warehouse.errors import WarehouseError
 from warehouse.settings import CHECKOUT, PREFIX, Settings
 
 if TYPE_CHECKING:
+    from pipelines.analytics_process import JobStatus
     from pipelines.workload import WorkloadReport
     from sagascope import EventListener
 
@@ -213,7 +214,7 @@ def analyze(
         typer.Option(
             "--rebase",
             help="Forget the checkpoints and go on from what the tables hold: after a change of the window, of the SQL or of "
-            "Flink, or where the checkpoints are lost.",
+            "Flink or its connectors, or where the checkpoints are lost or records were deleted before they were read.",
         ),
     ] = False,
 ) -> None:
@@ -226,16 +227,13 @@ def analyze(
     job = AnalyticsProcess(settings, rebase=rebase)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    told = ""
+    told = 0
     try:
         job.start()
         while (code := job.exit_code()) is None:
-            now = job.status()
-            if now.status != told:
-                told = now.status
-                resumed = f" from {now.resumes_from}" if now.resumes_from else ""
-                console.print(f"job {told}{resumed}" + (f": {now.reason}" if now.reason else ""), markup=False)
+            told += _tell(job.said()[told:])
             time.sleep(0.25)
+        _tell(job.said()[told:])
     except KeyboardInterrupt:
         console.print("stopping with a savepoint, from which the next start resumes")
         code = job.stop()
@@ -243,6 +241,14 @@ def analyze(
         msg = f"the job failed: {job.failure()}"
         raise processes.ProcessFailedError(msg)
     _print_balance(settings)
+
+
+def _tell(lines: list[JobStatus]) -> int:
+    for line in lines:
+        resumed = f" from {line.resumes_from}" if line.resumes_from else ""
+        what = f"beside the stream, {line.chore}" if line.chore else f"job {line.status}{resumed}"
+        console.print(what + (f": {line.reason}" if line.reason else ""), markup=False)
+    return len(lines)
 
 
 @app.command()

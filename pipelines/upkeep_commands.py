@@ -73,14 +73,17 @@ def parity(
     comparison = _look_at_windows(settings, since, until)
     _print_comparison(comparison)
     mended = True
-    if mend and comparison.hours:
+    if mend and comparison.hours and _damaged(account):
+        mended = False
+        console.print("\nNot mended: it would compute right statistics anew from events that are missing or altered")
+    elif mend and comparison.hours:
         ranges = hour_ranges(comparison.hours, read_progress(settings).watermark)
         outcomes = [_recompute(settings, first, last) for first, last in ranges]
         mended = all(outcomes)
         comparison = windows.compare(settings, since, until, comparison.closed)
         console.print("\nAfter the recompute:")
         _print_comparison(comparison)
-    _print_cures(account, comparison)
+    _print_cures(settings, account, comparison)
     whole = account.is_whole and comparison.is_whole and mended
     console.print(_verdict(account, comparison, mended=mended), style="bold green" if whole else "bold red")
     if not whole:
@@ -201,12 +204,12 @@ def _print_rest(number: int, shown: int) -> None:
         console.print(f"… and {number - shown:,} more")
 
 
-def _print_cures(account: Account, comparison: Comparison) -> None:
-    if sum(one.missing + one.altered for one in account.partitions):
-        console.print(
-            "Missing and altered rows no recompute brings back, but the topic has them: read it into fresh tables "
-            "(`make clean` or another SAGASCOPE_HOME, then `sagascope analyze`)"
-        )
+def _print_cures(settings: Settings, account: Account, comparison: Comparison) -> None:
+    from pipelines.doctor.tables import afresh  # noqa: PLC0415
+
+    if _damaged(account):
+        cure = f"Missing and altered rows no recompute brings back, but the topic has them: {afresh(settings)}"
+        console.print(cure, highlight=False, markup=False)
     if sum(one.doubled for one in account.partitions) or account.repeated_ids:
         console.print("Events that are stored twice: `sagascope maintain dedup` keeps the first row of each id")
     if not comparison.is_whole:
@@ -253,6 +256,10 @@ def _recompute(settings: Settings, first: datetime, last: datetime | None) -> bo
     outcome = f"did not succeed: {reason or processes.last_lines(log)}" if code else "done"
     console.print(f"recompute {' '.join(hours)}: {escape(outcome)}", highlight=False)
     return code == 0
+
+
+def _damaged(account: Account) -> int:
+    return sum(one.missing + one.altered for one in account.partitions)
 
 
 def _hour(moment: datetime) -> str:

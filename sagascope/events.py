@@ -187,8 +187,8 @@ _encoder = msgspec.json.Encoder(enc_hook=_plain)
 _decoder = msgspec.json.Decoder(SagaEvent)
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RECORD = "one JSON object in UTF-8"
-_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{\]}]', re.DOTALL)
-"""Or a string, in which brackets mean nothing."""
+_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
+"""Or a string, in which brackets mean nothing; one that does not end is looked at once, not from each of its quotes."""
 _REQUIRED = "required in every event"
 _PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")

@@ -10,6 +10,8 @@ from warehouse.statistics import window_seconds
 from warehouse.tables import EVENTS, REJECTED_EVENTS, STATISTICS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pyiceberg.catalog import Catalog
 
     from warehouse.settings import Settings
@@ -30,6 +32,20 @@ class Progress(NamedTuple):
     """The last offset of each partition that has a row in `rejected_events`."""
     closed: dict[str, datetime]
     """By table, the end of the newest window that it holds: no window up to there is still to come. Absent: none yet."""
+
+    def last(self, partition: int) -> int:
+        """The last offset of a partition that has a row in either table; -1: none has."""
+        return max(self.events.get(partition, -1), self.rejected.get(partition, -1))
+
+    def deleted(self, bounds: Mapping[int, tuple[int, int]]) -> dict[int, range]:
+        """By partition, the offsets behind its last row that the topic, of these bounds, no longer has.
+
+        Nothing where the tables are empty: they begin where the topic does. Records that were duplicates may be among them.
+        """
+        if not (self.events or self.rejected):
+            return {}
+        behind = {partition: range(self.last(partition) + 1, begin) for partition, (begin, _) in sorted(bounds.items())}
+        return {partition: offsets for partition, offsets in behind.items() if offsets}
 
     @property
     def watermark(self) -> datetime | None:

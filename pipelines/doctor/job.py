@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pipelines.analytics_process import AnalyticsProcess
 from pipelines.doctor.findings import Finding, counted, fault, ok, warning
 from pipelines.doctor.tables import reading
 from warehouse.catalog import row_count
@@ -18,6 +19,7 @@ from warehouse.tables import EVENTS
 if TYPE_CHECKING:
     from warehouse.settings import Settings
 
+HINDERED = ("restarting", "failing", "stalled", "waiting")
 FINGERPRINT_SECONDS = 60
 REBASE = "`sagascope analyze --rebase` goes on from what the tables hold"
 
@@ -45,6 +47,10 @@ def running(settings: Settings) -> list[Finding]:
     """Whether a job writes the tables, or a JVM that has outlived its job."""
     job, jvm = job_pid(settings), jvm_pid(settings)
     if job is not None:
+        told = AnalyticsProcess(settings).status()
+        if told.status in HINDERED:
+            what = f"the analytics job (pid {job}) is {told.status}: {told.reason or 'why is not known'}"
+            return [fault("job", what, f"see {settings.logs}; what it can't do now it does once it can")]
         return [ok("job", f"the analytics job runs (pid {job}{f', its JVM {jvm}' if jvm else ', starting'})")]
     if jvm is not None:
         what = f"no job runs, but the JVM (pid {jvm}) of one that was killed still holds the tables: no other can start"

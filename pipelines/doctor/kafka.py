@@ -93,19 +93,21 @@ def offsets(settings: Settings) -> list[Finding]:
     except ValueError:  # there is no such topic, as `topics` says
         return []
     stored = _progress(settings)
-    lasts = {number: max(stored.events.get(number, -1), stored.rejected.get(number, -1)) for number in bounds}
+    lasts = {number: stored.last(number) for number in bounds}
     findings = []
+    for number, deleted in stored.deleted(bounds).items():
+        what = (
+            f"partition {number} of {settings.topic} begins at offset {deleted.stop}, and the tables end at "
+            f"{deleted.start - 1}: {len(deleted)} records were deleted unseen"
+        )
+        cure = (
+            f"they are lost; raise retention.bytes ({_alter(settings, settings.topic, 'retention.bytes=-1')}) and keep "
+            "the job running"
+        )
+        findings.append(fault("topic", what, cure))
     for number, (begin, _) in bounds.items():
-        what = f"partition {number} of {settings.topic} begins at offset {begin}"
-        if begin > lasts[number] + 1 and (stored.events or stored.rejected):
-            what += f", and the tables end at {lasts[number]}: {begin - lasts[number] - 1} records were deleted unseen"
-            cure = (
-                f"they are lost; raise retention.bytes ({_alter(settings, settings.topic, 'retention.bytes=-1')}) and keep "
-                "the job running"
-            )
-            findings.append(fault("topic", what, cure))
-        elif begin > 0 and not (stored.events or stored.rejected):
-            what += ": what was before will not be in the tables"
+        if begin > 0 and not (stored.events or stored.rejected):
+            what = f"partition {number} of {settings.topic} begins at offset {begin}: what was before will not be in the tables"
             findings.append(warning("topic", what, "none, if that is meant; else import it from where it is kept"))
     findings += _room(settings, bounds, lasts)
     lag = sum(end - 1 - max(lasts[number], begin - 1) for number, (begin, end) in bounds.items())
@@ -137,7 +139,7 @@ def clocks(settings: Settings) -> list[Finding]:
         what = f"{compared}: {refused.total()} are over 5 minutes ahead of their records, and so rejected ({who})"
         return [fault("clock", what, cure)]
     if who := ", ".join(sorted(+ahead)):
-        what = f"{compared}: {ahead.total()} are ahead, by up to {farthest / 1000:.0f} s; over 5 minutes they are rejected ({who})"
+        what = f"{compared}: {ahead.total()} are ahead, by up to {farthest / 1000:.0f} s, and close windows too early ({who})"
         return [warning("clock", what, cure)]
     return [ok("clock", f"{compared}: none is more than {AHEAD_MS // 1000} s ahead")]
 

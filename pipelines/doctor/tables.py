@@ -80,7 +80,7 @@ def _table(opened: Catalog, table: Table, settings: Settings) -> list[Finding]:
     except NoSuchTableError:
         return [warning(area, f"{table.name} is not there", "the next `sagascope analyze` makes it, empty")]
     except (OSError, ValueError) as error:
-        cure = f"bring its metadata files back from a copy, or start afresh: {_afresh(settings)}"
+        cure = f"bring its metadata files back from a copy, or start afresh: {afresh(settings)}"
         return [fault(area, f"{table.name} is in the catalog, but can't be read: {error}", cure)]
     findings = []
     types = {field.name: str(field.field_type) for field in stored.schema().fields}
@@ -90,7 +90,7 @@ def _table(opened: Catalog, table: Table, settings: Settings) -> list[Finding]:
         findings.append(warning(area, f"{table.name} lacks columns {', '.join(lacking)}", cure))
     if other := [name for name in declared if types.get(name, declared[name]) != declared[name]]:
         said = ", ".join(f"{name} is {types[name]}, not {declared[name]}" for name in other)
-        cure = f"use the version of Sagascope that made it, or start afresh: {_afresh(settings)}"
+        cure = f"use the version of Sagascope that made it, or start afresh: {afresh(settings)}"
         findings.append(fault(area, f"{table.name}: {said}", cure))
     if unknown := sorted(set(types) - set(declared)):
         what = f"{table.name} has columns that this version does not know: {', '.join(unknown)}"
@@ -141,11 +141,11 @@ def _refused(settings: Settings, error: sqlite3.DatabaseError) -> Finding:
 
 
 def _damaged(settings: Settings, said: str) -> Finding:
-    cure = f"bring back a copy, or start afresh: {_afresh(settings)}"
+    cure = f"bring back a copy, or start afresh: {afresh(settings)}"
     return fault("catalog", f"{settings.catalog_file} is damaged: {said.strip()}", cure)
 
 
-def _afresh(settings: Settings) -> str:
+def afresh(settings: Settings) -> str:
     """The topic outlives the tables: not `make clean`, which deletes both."""
     return (
         f"stop the job, move {settings.catalog_file.parent} and {settings.checkpoints.parent} away; the next `sagascope "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from contextlib import closing
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -56,6 +58,16 @@ def test_killed_three_times_under_load_each_event_is_stored_once(
         _jvm(job).kill()
         _await_end(job)
         assert job.exit_code() == 1, job.failure()
+    refused = subprocess.run(
+        [sys.executable, "-P", "-m", "jobs.recompute", "--from", f"{datetime.now(UTC):%Y-%m-%dT%H:00Z}"],
+        env=os.environ | settings.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "its last commits may still be to come: start it" in refused.stdout, (
+        "a recompute would not know what is stored"
+    )
     job = _start(settings)
     resumed.append(job.status().resumes_from)
     enough.set()
@@ -149,7 +161,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def test_a_rebase_goes_on_from_the_tables(settings: Settings, sagas: Callable[..., int]) -> None:
-    """Another window and lost checkpoints are refused; a rebase reads again what it must, and stores nothing twice."""
+    """Another SQL and lost checkpoints are refused; a rebase reads again what it must, and stores nothing twice."""
     sent = sagas(settings, rate=100, seconds=12)
     job = _start(settings)
     _await(lambda: not _left(settings), 60)
@@ -161,6 +173,13 @@ def test_a_rebase_goes_on_from_the_tables(settings: Settings, sagas: Callable[..
     _await_end(refused)
     assert refused.exit_code() == 1
     assert "'window_seconds': 10" in refused.failure()
+    refused = AnalyticsProcess(msgspec.structs.replace(settings, watermark_delay_ms=6_000))
+    refused.start()
+    _await_end(refused)
+    assert refused.exit_code() == 1
+    assert re.search(
+        r"'watermark_delay_ms': 5000.*'sql': '\w+'|'sql': '\w+'.*'watermark_delay_ms': 5000", refused.failure()
+    )
     assert "--rebase" in refused.failure()
     for run in settings.checkpoints.glob("*/"):
         shutil.rmtree(run)
@@ -171,6 +190,7 @@ def test_a_rebase_goes_on_from_the_tables(settings: Settings, sagas: Callable[..
     assert "would store them twice" in refused.failure()
 
     sent += sagas(settings, rate=100, seconds=3)
+    settings = msgspec.structs.replace(settings, watermark_delay_ms=6_000)
     job = AnalyticsProcess(settings, rebase=True)
     _started.append(job)
     job.start()
@@ -199,7 +219,7 @@ def test_a_rebase_to_another_width(settings: Settings) -> None:
     job.start()
     produce(settings, minutes(20, 70))
     _await(lambda: not _left(settings), 90)
-    _await(lambda: '"chore": "recompute"' in job.log.read_text(), 90)
+    _await(lambda: '"chore": "recompute", "hours"' in job.log.read_text(), 90)
     assert job.stop() == 0
     topic, closed = oracle.read_topic(settings), read_progress(settings).closed
     assert len(topic.events) == 70 * 60
@@ -233,7 +253,7 @@ def test_records_deleted_before_they_were_read(settings: Settings) -> None:
     job.start()
     _await(lambda: not _left(settings), 90)
     assert job.stop() == 0
-    assert "the 200 records between are deleted from the topic, and lost" in job.log.read_text()
+    assert "the 200 records from 500 on are deleted from the topic and in no table" in job.log.read_text()
     with history.open(settings) as tables:
         counted = tables.sql(
             "SELECT source_partition, count(*), count(DISTINCT event_id) FROM events GROUP BY 1 ORDER BY 1"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,14 @@ import pyarrow as pa
 import pytest
 from pyiceberg.expressions import AlwaysTrue
 
-from sagascope import EventType, SagaEvent, encode
+from sagascope import EventType, InvalidEventError, SagaEvent, decode, encode
 from sagascope.events import new_id
 from tests import oracle
 from tests.event_vectors import VECTORS
 from tests.integration.conftest import produce
 from warehouse import history, parity, windows
 from warehouse.catalog import open_catalog
+from warehouse.statistics import window_seconds
 from warehouse.tables import EVENTS, STATISTICS
 
 if TYPE_CHECKING:
@@ -96,9 +98,10 @@ def disordered(seed: int, count: int = 1_500, spacing_ms: int = 400) -> list[tup
             arriving.append((event.timestamp + late, partition % 2, encode(event)))
             if rng.random() < 0.1:
                 arriving.append((event.timestamp + late + rng.randrange(5_000), partition % 2, encode(event)))
+    wrong = rng.sample(WRONG, len(WRONG))  # in a long load each one once, before any comes again
     arriving += [
-        (START + rng.randrange(count * spacing_ms), rng.randrange(2), rng.choice(WRONG))
-        for _ in range(len(arriving) // 100)
+        (START + rng.randrange(count * spacing_ms), rng.randrange(2), wrong[number % len(wrong)])
+        for number in range(len(arriving) // 100)
     ]
     arriving.sort(key=lambda record: record[0])
     return [(partition, value) for _, partition, value in arriving]
@@ -127,9 +130,33 @@ def test_with_the_delay_at_a_minute_all_is_equal(settings: Settings, drain: Call
         assert balance.end - balance.begin == balance.stored + balance.duplicates + balance.rejected
 
 
-def test_late_events_are_listed_and_mended(settings: Settings, drain: Callable[[Settings], None]) -> None:
+def windows_with_late_events(settings: Settings, records: list[tuple[int, bytes]]) -> set[tuple[str, datetime]]:
+    """The windows of each table that may miss an event: one that is further behind its partition's newest than the delay."""
+    found, newest = set(), {0: 0, 1: 0}
+    for partition, value in records:
+        with suppress(InvalidEventError):
+            moment = decode(value).timestamp
+            newest[partition] = max(newest[partition], moment)
+            if moment < newest[partition] - settings.watermark_delay_ms:
+                for table in STATISTICS:
+                    width = window_seconds(settings, table) * 1000
+                    found.add((table.name, datetime.fromtimestamp(moment // width * width / 1000, UTC)))
+    return found
+
+
+def _window(difference: str) -> tuple[str, datetime]:
+    """Table and start of the window that the oracle names."""
+    name, start = re.findall(r"^(\w+) \(datetime\.datetime\(([\d, ]+)", difference)[0]
+    year, month, day, hour, minute, second = (*map(int, start.strip(", ").split(", ")), 0)[:6]
+    return name, datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+
+
+def test_late_events_are_listed_and_mended(
+    settings: Settings, drain: Callable[[Settings], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With 5 s the windows without late events are equal; the others are just those that parity lists, and --mend mends."""
-    produce(settings, disordered(seed=4))
+    records = disordered(seed=4)
+    produce(settings, records)
     drain(settings)
     topic = oracle.read_topic(settings)
     found = differences(settings, topic)
@@ -137,6 +164,11 @@ def test_late_events_are_listed_and_mended(settings: Settings, drain: Callable[[
     assert all(line.startswith(("step_stats", "saga_stats", "step_durations")) for line in found)
     listed = windows.compare(settings)
     assert sum(table.differing for table in listed.tables) == len(found)
+    differing = {_window(line) for line in found}
+    monkeypatch.setattr(windows, "SHOWN", len(found))
+    shown = [(table.table, one.window_start) for table in windows.compare(settings).tables for one in table.shown]
+    assert set(shown) == differing
+    assert differing <= windows_with_late_events(settings, records)
 
     said = _sagascope(settings, "parity")
     assert said.returncode == 1, said.stdout
@@ -230,29 +262,6 @@ def test_recompute_beside_the_stream_and_beside_itself(settings: Settings, drain
     topic = oracle.read_topic(settings)
     found = differences(settings, topic)
     assert len(found) == appended, found
-
-
-def test_what_a_killed_job_may_still_commit_is_left_to_the_next_one(
-    settings: Settings, drain: Callable[[Settings], None]
-) -> None:
-    """A table that is behind the others lacks windows or has them pending: without a job nobody knows, so they stay out."""
-    produce(settings, disordered(seed=6, count=600))
-    drain(settings)
-    hour = datetime.fromtimestamp(START / 1000, UTC)
-    held = hour + timedelta(minutes=2)
-    with closing(open_catalog(settings)) as catalog:  # as if the commits after two minutes had not come
-        catalog.load_table(STATISTICS[0].identifier).delete(f"window_end > '{held.isoformat()}'")
-    said = _recompute(settings, hour, None)
-    assert said["status"] == "finished"
-    assert said["left_to_the_job"] == {"step_stats": held.isoformat()}
-    listed = windows.compare(settings)
-    assert {table.table: table.differing > 0 for table in listed.tables} == {
-        "step_stats": True,
-        "saga_stats": False,
-        "step_durations": False,
-    }
-    with history.open(settings) as tables:
-        assert tables.sql("SELECT max(window_end) FROM stored_step_stats").fetchall() == [(held,)]
 
 
 def _append_later(settings: Settings, hours: int) -> None:

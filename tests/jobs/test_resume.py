@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from jobs.resume import HEADER, MAGIC, CanNotResumeError, MadeFor, checkpoints_for, completed_checkpoints
+from jobs.resume import (
+    HEADER,
+    MAGIC,
+    CanNotResumeError,
+    MadeFor,
+    checkpoints_for,
+    completed_checkpoints,
+    contents_of,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +86,7 @@ def test_checkpoints_of_another_job_are_refused(tmp_path: Path, field: str) -> N
     """Another topic, window, cluster, SQL, Flink or connector: named, with what it was and what it is, and the cure."""
     checkpoints_for(tmp_path, JOB, rows=0)
     complete(tmp_path, "a/chk-1", 1)
-    other = 60 if field == "window_seconds" else "other"
+    other = 60 if isinstance(getattr(JOB, field), int) else "other"
     cure = "SAGASCOPE_HOME" if field in ("kafka_cluster", "topic") else "--rebase"
     with pytest.raises(CanNotResumeError, match=f"made for .*{field}.* this job is for .*{other}.*{cure}"):
         checkpoints_for(tmp_path, msgspec.structs.replace(JOB, **{field: other}), rows=1)
@@ -98,3 +107,19 @@ def test_lost_checkpoints_store_nothing_twice(tmp_path: Path) -> None:
     checkpoints_for(tmp_path, JOB, rows=0)
     with pytest.raises(CanNotResumeError, match=r"hold 7 events.*no checkpoint.*twice.*--rebase"):
         checkpoints_for(tmp_path, JOB, rows=7)
+
+
+def test_the_fingerprint_is_of_what_is_in_the_jars(tmp_path: Path) -> None:
+    """Other code under the same name is another connector; the same code packed at another time is not."""
+
+    def packed(code: str, year: int) -> str:
+        jar = tmp_path / "connector.jar"
+        with zipfile.ZipFile(jar, "w") as files:
+            files.writestr(zipfile.ZipInfo("A.class", (year, 1, 1, 0, 0, 0)), code)
+        return contents_of(jar)
+
+    assert packed("one", 2026) == packed("one", 2027)
+    assert packed("one", 2026) != packed("two", 2026)
+    (tmp_path / "connector.jar").write_bytes(b"half a jar")
+    with pytest.raises(CanNotResumeError, match=r"connector.jar is damaged.*make setup"):
+        contents_of(tmp_path / "connector.jar")

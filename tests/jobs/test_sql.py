@@ -87,19 +87,26 @@ def test_what_is_stored_is_not_written_again(local: Settings) -> None:
     assert "WHERE window_end > TO_TIMESTAMP_LTZ(0, 3)" in of_sagas
 
 
-def test_the_root_cause_is_the_innermost(tmp_path: Path) -> None:
+def test_the_root_cause_is_the_innermost() -> None:
     """Of a Java stack trace one line is worth showing."""
     trace = "x.Outer: a\n\tat y\nCaused by: x.Middle: b\n\tat z\nCaused by: x.Inner: no such topic\n\tat q\n"
     assert root_cause(trace) == "x.Inner: no such topic"
     assert root_cause("x.Alone: a\n\tat y\n") == "x.Alone: a"
     assert root_cause("") == "unknown"
+
+
+def test_the_last_cause_is_one_of_this_run(tmp_path: Path) -> None:
+    """Of a log: the innermost cause of its last exception; none where it has none, or only an earlier run had one."""
     log = tmp_path / "log"
-    log.write_text("noise\n" * 50_000 + trace)
-    assert last_cause(log, begin=0) == "x.Inner: no such topic"
-    of_the_run_before = log.stat().st_size
+    of_before = "noise\n" * 50_000 + "2026 WARN x: y failed\nx.OuterException: a\n\tat y\nCaused by: x.InnerError: b\n"
+    log.write_text(of_before)
+    assert last_cause(log, begin=0) == "x.InnerError: b"
     with log.open("a") as file:
-        file.write("x.Later: b\n")
-    assert last_cause(log, of_the_run_before) == "x.Later: b"
+        file.write("2026 INFO x: Completed\n")
+    assert last_cause(log, begin=len(of_before)) == ""
+    with log.open("a") as file:
+        file.write("x.y.LaterException: c\n\tat z\n2026 INFO x: Restarting\n")
+    assert last_cause(log, begin=len(of_before)) == "x.y.LaterException: c"
 
 
 PLAN = Path(__file__).with_name("analytics_plan.txt")

@@ -2,9 +2,10 @@ package io.sagascope.flink;
 
 import java.util.Collection;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.Map;
+import java.util.Set;
 import org.apache.flink.connector.kafka.source.enumerator.initializer.OffsetsInitializer;
-import org.apache.flink.connector.kafka.source.split.KafkaPartitionSplit;
 import org.apache.flink.kafka.shaded.org.apache.kafka.clients.consumer.OffsetResetStrategy;
 import org.apache.flink.kafka.shaded.org.apache.kafka.common.TopicPartition;
 
@@ -24,9 +25,12 @@ final class StartingOffsets implements OffsetsInitializer {
     @Override
     public Map<TopicPartition, Long> getPartitionOffsets(
             Collection<TopicPartition> partitions, PartitionOffsetsRetriever retriever) {
-        Map<TopicPartition, Long> found = new HashMap<>();
+        Set<TopicPartition> others = new HashSet<>(partitions);
+        others.removeAll(offsets.keySet());
+        // As numbers: a split that holds "the earliest" until its first record would jump over what is deleted before.
+        Map<TopicPartition, Long> found = new HashMap<>(retriever.beginningOffsets(others));
         for (TopicPartition partition : partitions) {
-            found.put(partition, offsets.getOrDefault(partition, KafkaPartitionSplit.EARLIEST_OFFSET));
+            found.computeIfAbsent(partition, offsets::get);
         }
         return found;
     }
