@@ -65,7 +65,7 @@ def test_the_catalog_locked_for_longer_than_a_commit_waits(stage: Stage) -> None
     _assert_right(stage)
     stalls = [what for what in stage.said if what.startswith("stalled")]
     assert stalls, stage.said
-    assert "can't be written (database is locked)" in stalls[0]
+    assert f"the catalog {stage.settings.catalog_file} can't be written" in stalls[0]
 
 
 def test_the_disk_full(stage: Stage) -> None:
