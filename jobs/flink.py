@@ -21,7 +21,7 @@ STATISTICS_VIEWS = ("ended_steps", "timed_steps", "saga_turns")
 """What the statistics read, over `valid_events`; in the order in which they build on each other."""
 
 GARBAGE_COLLECTOR = "-XX:+UseParallelGC -XX:NewRatio=1"
-"""Nearly all that a job allocates dies young: a fifth less CPU than with the JVM's default (bench/RESULTS.md)."""
+"""Nearly all that a job allocates dies young: about a fifth less CPU than with the JVM's default (bench/RESULTS.md)."""
 
 HADOOP_CONFIGURATION = Path(__file__).parent / "hadoop"
 LOG_CONFIGURATION = Path(__file__).parent / "log4j2.properties"
