@@ -9,26 +9,68 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sagascope.audit import JsonLinesAuditLog, SQLAuditLog
+    from sagascope.dead_letters import DeadLetterFile
     from sagascope.definitions import SagaDefinition, StepDefinition
+    from sagascope.delivery import MonitoredListener, TimeoutWrappedListener
+    from sagascope.errors import DeliveryError, ListenerTimeoutError, PartialError, PermanentError, TransientError
     from sagascope.events import EventType, InvalidEventError, SagaEvent, decode, encode
+    from sagascope.fan_out import FanOut, Inline, Queued
     from sagascope.integrations.sagaz import FanOutSaga, SagazBridge
     from sagascope.listener import EventListener, SagaListener
+    from sagascope.listeners.audit_log import AuditLogListener
+    from sagascope.listeners.elasticsearch import ElasticsearchListener
+    from sagascope.listeners.fluss import FlussAnalyticsListener
     from sagascope.listeners.kafka import KafkaListener
+    from sagascope.listeners.metrics import MetricsSagaListener
+    from sagascope.listeners.outbox import OutboxSagaListener
+    from sagascope.listeners.rabbitmq import RabbitMQListener
+    from sagascope.listeners.redis_cache import RedisCacheListener
+    from sagascope.listeners.tracing import TracingSagaListener
+    from sagascope.listeners.webhook import WebhookListener
+    from sagascope.outbox.postgresql import PostgresOutbox
+    from sagascope.outbox.sqlite import SQLiteOutbox
+    from sagascope.resilient import ResilientListener
     from sagascope.scope import NoSagaScopeError, SagaScope, current_scope, saga_scope
 
 __all__ = [
+    "AuditLogListener",
+    "DeadLetterFile",
+    "DeliveryError",
+    "ElasticsearchListener",
     "EventListener",
     "EventType",
+    "FanOut",
     "FanOutSaga",
+    "FlussAnalyticsListener",
+    "Inline",
     "InvalidEventError",
+    "JsonLinesAuditLog",
     "KafkaListener",
+    "ListenerTimeoutError",
+    "MetricsSagaListener",
+    "MonitoredListener",
     "NoSagaScopeError",
+    "OutboxSagaListener",
+    "PartialError",
+    "PermanentError",
+    "PostgresOutbox",
+    "Queued",
+    "RabbitMQListener",
+    "RedisCacheListener",
+    "ResilientListener",
+    "SQLAuditLog",
+    "SQLiteOutbox",
     "SagaDefinition",
     "SagaEvent",
     "SagaListener",
     "SagaScope",
     "SagazBridge",
     "StepDefinition",
+    "TimeoutWrappedListener",
+    "TracingSagaListener",
+    "TransientError",
+    "WebhookListener",
     "current_scope",
     "decode",
     "encode",
@@ -36,18 +78,43 @@ __all__ = [
 ]
 
 _HOME = {
+    "AuditLogListener": "sagascope.listeners.audit_log",
+    "DeadLetterFile": "sagascope.dead_letters",
+    "DeliveryError": "sagascope.errors",
+    "ElasticsearchListener": "sagascope.listeners.elasticsearch",
     "EventListener": "sagascope.listener",
     "EventType": "sagascope.events",
+    "FanOut": "sagascope.fan_out",
     "FanOutSaga": "sagascope.integrations.sagaz",
+    "FlussAnalyticsListener": "sagascope.listeners.fluss",
+    "Inline": "sagascope.fan_out",
     "InvalidEventError": "sagascope.events",
+    "JsonLinesAuditLog": "sagascope.audit",
     "KafkaListener": "sagascope.listeners.kafka",
+    "ListenerTimeoutError": "sagascope.errors",
+    "MetricsSagaListener": "sagascope.listeners.metrics",
+    "MonitoredListener": "sagascope.delivery",
     "NoSagaScopeError": "sagascope.scope",
+    "OutboxSagaListener": "sagascope.listeners.outbox",
+    "PartialError": "sagascope.errors",
+    "PermanentError": "sagascope.errors",
+    "PostgresOutbox": "sagascope.outbox.postgresql",
+    "Queued": "sagascope.fan_out",
+    "RabbitMQListener": "sagascope.listeners.rabbitmq",
+    "RedisCacheListener": "sagascope.listeners.redis_cache",
+    "ResilientListener": "sagascope.resilient",
+    "SQLAuditLog": "sagascope.audit",
+    "SQLiteOutbox": "sagascope.outbox.sqlite",
     "SagaDefinition": "sagascope.definitions",
     "SagaEvent": "sagascope.events",
     "SagaListener": "sagascope.listener",
     "SagaScope": "sagascope.scope",
     "SagazBridge": "sagascope.integrations.sagaz",
     "StepDefinition": "sagascope.definitions",
+    "TimeoutWrappedListener": "sagascope.delivery",
+    "TracingSagaListener": "sagascope.listeners.tracing",
+    "TransientError": "sagascope.errors",
+    "WebhookListener": "sagascope.listeners.webhook",
     "current_scope": "sagascope.scope",
     "decode": "sagascope.events",
     "encode": "sagascope.events",

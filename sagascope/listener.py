@@ -7,7 +7,7 @@ somewhere: it turns every hook into the one `SagaEvent` that all listeners of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sagascope.events import EventType
 from sagascope.scope import told
@@ -25,6 +25,22 @@ class SagaListener:
     positional, durations whole milliseconds of a monotonic clock. `context` and `result` are the saga's live objects:
     copy what you keep, and never change them.
     """
+
+    inline: ClassVar[bool] = False
+    """Whether a FanOut lets the saga wait for it, which an outbox needs; the others are told from a queue."""
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether a FanOut may hand it batches of events, through `write`, instead of calling its hooks one by one."""
+        return False
+
+    def stamp(self, event: SagaEvent) -> SagaEvent:
+        """The event as every listener is told it; called before all hooks, in the saga's own task and context.
+
+        For what has to happen there and then: a tracer begins the step's span, in which the step's own code runs, and
+        gives the event its trace_id. Must neither wait nor do I/O.
+        """
+        return event
 
     async def on_saga_started(self, saga_id: str, saga_name: str, context: Mapping[str, Any]) -> None:
         """Once, before the first step."""
@@ -62,12 +78,23 @@ class SagaListener:
 class EventListener(SagaListener, ABC):
     """Sends events somewhere. A subclass writes `write`, and `open` and `close` where it holds a connection.
 
-    Constructing does no I/O. `close` is safe before `open`, and twice. `async with` opens and closes.
+    Constructing does no I/O. `close` is safe before `open`, and twice. `async with` opens and closes. A client that was
+    handed over is its owner's to close.
     """
+
+    @property
+    def takes_events(self) -> bool:
+        return all(getattr(type(self), hook) is getattr(EventListener, hook) for hook in HOOKS)
 
     @abstractmethod
     async def write(self, events: Sequence[SagaEvent]) -> None:
-        """Take the events over, in order. The subclass's docstring says what that guarantees."""
+        """Take the events over, in order; opens what is not open. The subclass's docstring says what that guarantees.
+
+        Raises:
+            TransientError: nothing was taken, as far as is known; it may be tried again.
+            PermanentError: the same events will always fail.
+            PartialError: some were taken, and which not.
+        """
 
     async def open(self) -> None:
         """Get ready to write."""
@@ -113,3 +140,7 @@ class EventListener(SagaListener, ABC):
 
     async def on_saga_failed(self, saga_id: str, error: BaseException, total_duration_ms: int) -> None:
         await self.write((told(EventType.SAGA_FAILED, saga_id),))
+
+
+HOOKS = tuple(name for name in vars(SagaListener) if name.startswith("on_"))
+"""The names of the hooks, in a saga's order."""
