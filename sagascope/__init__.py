@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from sagascope.delivery import MonitoredListener, TimeoutWrappedListener
     from sagascope.errors import DeliveryError, ListenerTimeoutError, PartialError, PermanentError, TransientError
     from sagascope.events import EventType, InvalidEventError, SagaEvent, decode, encode
-    from sagascope.fan_out import FanOut, Inline, Queued
+    from sagascope.fan_out import FanOut
     from sagascope.integrations.sagaz import FanOutSaga, SagazBridge
+    from sagascope.lanes import Inline, Queued
     from sagascope.listener import EventListener, SagaListener
     from sagascope.listeners.audit_log import AuditLogListener
     from sagascope.listeners.elasticsearch import ElasticsearchListener
@@ -87,7 +88,7 @@ _HOME = {
     "FanOut": "sagascope.fan_out",
     "FanOutSaga": "sagascope.integrations.sagaz",
     "FlussAnalyticsListener": "sagascope.listeners.fluss",
-    "Inline": "sagascope.fan_out",
+    "Inline": "sagascope.lanes",
     "InvalidEventError": "sagascope.events",
     "JsonLinesAuditLog": "sagascope.audit",
     "KafkaListener": "sagascope.listeners.kafka",
@@ -99,7 +100,7 @@ _HOME = {
     "PartialError": "sagascope.errors",
     "PermanentError": "sagascope.errors",
     "PostgresOutbox": "sagascope.outbox.postgresql",
-    "Queued": "sagascope.fan_out",
+    "Queued": "sagascope.lanes",
     "RabbitMQListener": "sagascope.listeners.rabbitmq",
     "RedisCacheListener": "sagascope.listeners.redis_cache",
     "ResilientListener": "sagascope.resilient",

@@ -16,20 +16,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager
+import traceback
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagascope.definitions import remember
 from sagascope.events import EventType, SagaEvent, new_id
+from sagascope.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 
     from sagascope.definitions import SagaDefinition
     from sagascope.listener import SagaListener
 
 logger = logging.getLogger(__name__)
+
+_FRAMES_SHOWN = 8
+"""Of the traceback of a listener that failed: the innermost."""
 
 _scope: ContextVar[SagaScope | None] = ContextVar("sagascope_scope", default=None)
 _event: ContextVar[SagaEvent | None] = ContextVar("sagascope_event", default=None)
@@ -67,6 +72,21 @@ def told(event_type: EventType, saga_id: str, step_name: str | None = None) -> S
     return event
 
 
+def event_now() -> SagaEvent | None:
+    """The event that the hook now running is told of; None where a hook was called by hand."""
+    return _event.get()
+
+
+@contextmanager
+def telling(event: SagaEvent) -> Iterator[None]:
+    """Call hooks within, and they are told of this event."""
+    token = _event.set(event)
+    try:
+        yield
+    finally:
+        _event.reset(token)
+
+
 @asynccontextmanager
 async def saga_scope(
     saga_id: str,
@@ -76,6 +96,7 @@ async def saga_scope(
     definition: SagaDefinition | None = None,
     service: str | None = None,
     attribute_keys: Collection[str] = (),
+    error_filter: Callable[[str], str] | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[SagaScope]:
     """Open a run of a saga; inside another one it names that one as its parent.
@@ -88,6 +109,8 @@ async def saga_scope(
             KafkaListener publishes it.
         service: The reporting service's name.
         attribute_keys: The context's keys whose values may leave the service, as `attributes` of every event.
+        error_filter: Has the last word on each error's message, after values of the context and of results, and what
+            looks like a credential, were taken out (see `sagascope.redaction`).
         clock: For tests.
 
     Raises:
@@ -100,6 +123,7 @@ async def saga_scope(
         definition=definition,
         service=service,
         attribute_keys=attribute_keys,
+        error_filter=error_filter,
         clock=clock or Clock(),
     )
     scope.enter()
@@ -122,6 +146,7 @@ class SagaScope:
         service: str | None,
         attribute_keys: Collection[str],
         clock: Clock,
+        error_filter: Callable[[str], str] | None = None,
     ) -> None:
         if isinstance(attribute_keys, str):
             msg = f"attribute_keys={attribute_keys!r} is one string, and would allow each letter: write [{attribute_keys!r}]"
@@ -135,6 +160,9 @@ class SagaScope:
         self._service = service
         self._attribute_keys = attribute_keys
         self._attributes: dict[str, str] = {}
+        self._error_filter = error_filter
+        self._private: list[object] = []
+        """The context and the results: what no message may quote."""
         self._clock = clock
         self.parent: SagaScope | None = None
         self.opener: object | None = None
@@ -171,6 +199,7 @@ class SagaScope:
     async def started(self, context: Mapping[str, Any]) -> None:
         """The run begins. Of `context` only the keys' names are kept, and the values that the allow-list names."""
         self._began = self._clock.monotonic()
+        self.keep_private(context)
         self._attributes = {key: _text(context[key]) for key in self._attribute_keys if key in context}
         keys = tuple(sorted(key for key in map(_text, context) if not key.startswith("__")))
         self._first = event = self.mint(EventType.SAGA_STARTED, context_keys=keys)
@@ -185,6 +214,7 @@ class SagaScope:
 
     async def step_completed(self, step_name: str, result: Any = None) -> None:
         """The step succeeded. `result` goes to in-process hooks, never into an event."""
+        self.keep_private(result)
         event = self.mint(EventType.STEP_COMPLETED, step_name)
         await self._tell(event, "on_step_completed", self.saga_id, step_name, result, event.duration_ms)
 
@@ -213,9 +243,14 @@ class SagaScope:
         """The same where a wait could be cut short (a timeout runs): told by a task of its own, before the next event."""
         event = self.mint(EventType.COMPENSATION_FAILED, step_name, error=error)
         arguments = (self.saga_id, step_name, error, event.duration_ms)
-        task = asyncio.create_task(_deliver(self.listeners, "on_compensation_failed", event, arguments))
+        task = asyncio.create_task(self._deliver(self._stamped(event), "on_compensation_failed", arguments))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
+
+    def keep_private(self, value: object) -> None:
+        """No error's message may quote this value, or one within it."""
+        if value is not None and not any(value is known for known in self._private):
+            self._private.append(value)
 
     def open_compensations(self) -> list[str]:
         """Steps whose compensation began and has not ended."""
@@ -280,7 +315,7 @@ class SagaScope:
             duration_derived=duration_derived,
             total_duration_ms=_milliseconds(now - self._began) if ended else None,
             error_type=type(error).__name__ if error is not None else None,
-            error_message=_text(error) if error is not None else None,
+            error_message=self._message(error) if error is not None else None,
             context_keys=context_keys,
             attributes=self._attributes.copy(),  # an event is nobody else's to change
             definition_id=self._definition_id,
@@ -306,24 +341,45 @@ class SagaScope:
         began = self._step_began.get((start, step_name))
         return None if began is None else _milliseconds(now - began)
 
+    def _message(self, error: BaseException) -> str:
+        """What the error says, without what must not leave the service."""
+        allowed = {self.saga_id, self.saga_name, *self._attributes.values()}
+        try:
+            message = redact(_text(error), self._private, allowed=allowed)
+            return self._error_filter(message) if self._error_filter else message
+        except Exception:  # a filter that fails lets nothing through
+            logger.exception("the filter of error messages failed: the message of %s is withheld", type(error).__name__)
+            return "[withheld: the filter of error messages failed]"
+
     async def _tell(self, event: SagaEvent, hook: str, *arguments: Any) -> None:
         """Tell all listeners, after those that are still being told of something before."""
+        event = self._stamped(event)
         if self._telling:
             await asyncio.wait(self._telling)
-        await _deliver(self.listeners, hook, event, arguments)
+        await self._deliver(event, hook, arguments)
 
+    def _stamped(self, event: SagaEvent) -> SagaEvent:
+        for listener in tuple(self.listeners):
+            try:
+                event = listener.stamp(event)
+            except Exception as error:  # noqa: BLE001 - a listener's fault is not the saga's
+                self._say_failed(listener, "stamp", event, error)
+        return event
 
-async def _deliver(listeners: Sequence[SagaListener], hook: str, event: SagaEvent, arguments: tuple[Any, ...]) -> None:
-    """Call the hook on all listeners at once; each sees `event`, and none can hurt another or the saga."""
-    token = _event.set(event)
-    try:
-        told_now = tuple(listeners)  # one may be added meanwhile
-        called = (_call(listener, hook, arguments) for listener in told_now)
-        for listener, error in zip(told_now, await asyncio.gather(*called, return_exceptions=True), strict=True):
-            if error is not None:  # a listener's own CancelledError too, which would otherwise cancel the step
-                logger.error("%s.%s failed for event %s", type(listener).__name__, hook, event.event_id, exc_info=error)
-    finally:
-        _event.reset(token)
+    async def _deliver(self, event: SagaEvent, hook: str, arguments: tuple[Any, ...]) -> None:
+        """Call the hook on all listeners at once; each sees `event`, and none can hurt another or the saga."""
+        with telling(event):
+            told_now = tuple(self.listeners)  # one may be added meanwhile
+            called = (_call(listener, hook, arguments) for listener in told_now)
+            for listener, error in zip(told_now, await asyncio.gather(*called, return_exceptions=True), strict=True):
+                if error is not None:  # a listener's own CancelledError too, which would otherwise cancel the step
+                    self._say_failed(listener, hook, event, error)
+
+    def _say_failed(self, listener: SagaListener, hook: str, event: SagaEvent, error: BaseException) -> None:
+        """In the log: where, and what, but not the values that a traceback's last line may quote."""
+        where = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES_SHOWN)).rstrip()
+        what = (type(listener).__name__, hook, event.event_id, type(error).__name__, self._message(error), where)
+        logger.error("%s.%s failed for event %s: %s: %s\n%s", *what)
 
 
 async def _call(listener: SagaListener, hook: str, arguments: tuple[Any, ...]) -> None:

@@ -56,6 +56,7 @@ class _Hooks(sagaz.SagaListener):  # type: ignore[misc] # sagaz's annotations do
 
     async def on_step_failure(self, saga_name: str, step_name: str, ctx: dict[str, Any], error: Exception) -> None:
         if scope := self._run():
+            scope.keep_private(ctx)  # what steps have put into it, too
             await scope.step_failed(step_name, error)
 
     async def on_compensation_start(self, saga_name: str, step_name: str, ctx: dict[str, Any]) -> None:
@@ -75,6 +76,7 @@ class _Hooks(sagaz.SagaListener):  # type: ignore[misc] # sagaz's annotations do
         scope = self._run(ending=True)
         if scope is None:
             return
+        scope.keep_private(ctx)
         for step_name in scope.open_compensations():
             reason = CompensationError(ctx.get(f"__{step_name}_compensation_error") or "sagaz kept no reason")
             await scope.compensation_failed(step_name, reason, derived=True)
@@ -97,6 +99,7 @@ class SagazBridge(_Hooks):
         sagas: Iterable[sagaz.Saga | type[sagaz.Saga]] = (),
         service: str | None = None,
         attribute_keys: Collection[str] = (),
+        error_filter: Callable[[str], str] | None = None,
         clock: Clock | None = None,
     ) -> None:
         super().__init__(listeners)
@@ -104,6 +107,7 @@ class SagazBridge(_Hooks):
         self._definitions = {d.saga_name: d for d in map(definition_of, instances)}
         self._service = service
         self._attribute_keys = attribute_keys
+        self._error_filter = error_filter
         self._clock = clock or Clock()
 
     async def on_saga_start(self, saga_name: str, saga_id: str, ctx: dict[str, Any]) -> None:
@@ -118,6 +122,7 @@ class SagazBridge(_Hooks):
             definition=self._definitions.get(saga_name),
             service=self._service,
             attribute_keys=self._attribute_keys,
+            error_filter=self._error_filter,
             clock=self._clock,
         )
         run.opener, run.steps_leave = self, asyncio.current_task()
@@ -157,6 +162,8 @@ class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not
     """The reporting service's name, for the events."""
     attribute_keys: ClassVar[Collection[str]] = ()
     """Keys of the context whose values may leave the service, as attributes to slice by."""
+    error_filter: ClassVar[Callable[[str], str] | None] = None
+    """Has the last word on each error's message: a staticmethod; see `saga_scope`."""
     clock: ClassVar[Clock] = Clock()
     """For tests."""
 
@@ -206,6 +213,7 @@ class FanOutSaga(sagaz.Saga):  # type: ignore[misc] # sagaz's annotations do not
             definition=definition,
             service=self.service,
             attribute_keys=self.attribute_keys,
+            error_filter=type(self).error_filter,
             clock=self.clock,
         ) as scope:
             scope.opener = self._hooks
@@ -228,14 +236,15 @@ class _WatchedCompensation:
         try:
             await self._compensation(ctx)
         except asyncio.CancelledError:  # so sagaz's timeout arrives here
-            self._note(TimeoutError(f"Compensation of step '{self._step_name}' timed out or was cancelled"))
+            self._note(ctx, TimeoutError(f"Compensation of step '{self._step_name}' timed out or was cancelled"))
             raise
         except Exception as error:
-            self._note(error)
+            self._note(ctx, error)
             raise
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, ctx: dict[str, Any], error: Exception) -> None:
         if scope := _opened_by(self._hooks):
+            scope.keep_private(ctx)
             scope.note_compensation_failed(self._step_name, error)
 
 
