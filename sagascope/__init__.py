@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sagascope.errors import DeliveryError, ListenerTimeoutError, PartialError, PermanentError, TransientError
     from sagascope.events import EventType, InvalidEventError, SagaEvent, decode, encode
     from sagascope.fan_out import FanOut
+    from sagascope.health import FanOutCollector, health_app
     from sagascope.integrations.sagaz import FanOutSaga, SagazBridge
     from sagascope.lanes import Inline, Queued
     from sagascope.listener import EventListener, SagaListener
@@ -31,17 +32,20 @@ if TYPE_CHECKING:
     from sagascope.listeners.webhook import WebhookListener
     from sagascope.outbox.postgresql import PostgresOutbox
     from sagascope.outbox.sqlite import SQLiteOutbox
-    from sagascope.resilient import ResilientListener
+    from sagascope.redaction import redact
+    from sagascope.resilient import DeadLetters, ResilientListener
     from sagascope.scope import NoSagaScopeError, SagaScope, current_scope, saga_scope
 
 __all__ = [
     "AuditLogListener",
     "DeadLetterFile",
+    "DeadLetters",
     "DeliveryError",
     "ElasticsearchListener",
     "EventListener",
     "EventType",
     "FanOut",
+    "FanOutCollector",
     "FanOutSaga",
     "FlussAnalyticsListener",
     "Inline",
@@ -75,17 +79,21 @@ __all__ = [
     "current_scope",
     "decode",
     "encode",
+    "health_app",
+    "redact",
     "saga_scope",
 ]
 
 _HOME = {
     "AuditLogListener": "sagascope.listeners.audit_log",
     "DeadLetterFile": "sagascope.dead_letters",
+    "DeadLetters": "sagascope.resilient",
     "DeliveryError": "sagascope.errors",
     "ElasticsearchListener": "sagascope.listeners.elasticsearch",
     "EventListener": "sagascope.listener",
     "EventType": "sagascope.events",
     "FanOut": "sagascope.fan_out",
+    "FanOutCollector": "sagascope.health",
     "FanOutSaga": "sagascope.integrations.sagaz",
     "FlussAnalyticsListener": "sagascope.listeners.fluss",
     "Inline": "sagascope.lanes",
@@ -119,6 +127,8 @@ _HOME = {
     "current_scope": "sagascope.scope",
     "decode": "sagascope.events",
     "encode": "sagascope.events",
+    "health_app": "sagascope.health",
+    "redact": "sagascope.redaction",
     "saga_scope": "sagascope.scope",
 }
 

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LEAST = {
+    "size": 1,
+    "block_seconds": 0,
+    "batch_size": 1,
+    "linger_ms": 0,
+    "workers": 1,
+    "timeout_ms": 1,
+    "retry_seconds": 0,
+}
 _POLL_SECONDS = 0.01
 _CLOSED = "told after the fan-out was closed"
 _CLOSE_GRACE_SECONDS = 1.0
@@ -60,9 +69,11 @@ class Queued:
     """So many batches are under way at once; the events of one saga keep their order."""
     timeout_ms: int = 10_000
     """Of one `write` or hook; then it is tried again."""
+    retry_seconds: float = 60.0
+    """For how long; then its events become dead letters. More options has `ResilientListener`, in which to wrap it."""
 
     def __post_init__(self) -> None:
-        for option, least in (("size", 1), ("block_seconds", 0), ("batch_size", 1), ("linger_ms", 0), ("workers", 1)):
+        for option, least in _LEAST.items():
             if not getattr(self, option) >= least:
                 msg = f"{option}: got {getattr(self, option)!r}; allowed: {least} or more"
                 raise ValueError(msg)
@@ -134,7 +145,9 @@ class Lane:
         self.takes_events = policy.listener.takes_events
         self.size = policy.size
         timed = TimeoutWrappedListener(policy.listener, policy.timeout_ms)
-        self.resilient = _resilient(policy.listener, timed, name=name, dead_letters=dead_letters)
+        self.resilient = _resilient(
+            policy.listener, timed, name=name, dead_letters=dead_letters, retry_seconds=policy.retry_seconds
+        )
         self.policy = policy
         self.closed = False
         self._accepted = 0
@@ -173,6 +186,9 @@ class Lane:
         if self.policy.when_full == "drop":
             self.resilient.accept(1)
             self.resilient.drop(1, f"its queue of {self.size:,} is full")
+            return
+        if self._depth < self.size and not self._line:  # this began a moment after there was none
+            self._queue(entry)
             return
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.append((entry, room))
@@ -294,9 +310,19 @@ class _Worker:
                 raise
 
 
-def _resilient(listener: SagaListener, within: SagaListener | None = None, **options: Any) -> ResilientListener:
-    """The listener made resilient, unless its owner has done so in his own way."""
-    return listener if isinstance(listener, ResilientListener) else ResilientListener(within or listener, **options)
+def _resilient(
+    listener: SagaListener,
+    within: SagaListener | None = None,
+    *,
+    name: str,
+    dead_letters: DeadLetters | None,
+    retry_seconds: float,
+) -> ResilientListener:
+    """The listener made resilient, unless its owner has done so in a way of his own."""
+    if isinstance(listener, ResilientListener):
+        listener.name, listener.dead_letters = name, listener.dead_letters or dead_letters
+        return listener
+    return ResilientListener(within or listener, name=name, dead_letters=dead_letters, retry_seconds=retry_seconds)
 
 
 def _state(resilient: ResilientListener) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import random
 import time
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -23,6 +24,8 @@ from sagascope.scope import event_now
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from tenacity import RetryCallState
 
     from sagascope.events import SagaEvent
     from sagascope.listener import SagaListener
@@ -104,7 +107,7 @@ class Breaker:
 class ResilientListener(WrappedListener):
     """Tries each call of a listener again, and never raises.
 
-    Waits between calls with jittered exponential back-off (stamina). What was not taken within `retry_seconds` goes to
+    Waits between calls with jittered exponential back-off (tenacity). What was not taken within `retry_seconds` goes to
     `dead_letters`, or is dropped and counted where there are none.
 
     A batch that fails for good is tried event by event, so that one bad event costs no other. After `breaker_failures`
@@ -145,13 +148,10 @@ class ResilientListener(WrappedListener):
         self.breaker = Breaker(breaker_failures, breaker_seconds)
         self.last_error: str | None = None
         """Why the last call failed; None once one succeeded."""
-        self._dead_letters = dead_letters
+        self.dead_letters = dead_letters
         self._retry_seconds = retry_seconds
-        self._back_off = {
-            "wait_initial": first_wait_seconds,
-            "wait_max": longest_wait_seconds,
-            "wait_jitter": first_wait_seconds,
-        }
+        self._first_wait = first_wait_seconds
+        self._longest_wait = longest_wait_seconds
         self._counts = Counts()
         self._logged = float("-inf")
         self._given_up: list[tuple[SagaEvent, str, int]] = []
@@ -196,7 +196,7 @@ class ResilientListener(WrappedListener):
         Nobody needs to wait for the task, unless to slow down with it: at most 10,000 events wait to be kept.
         """
         known = [event for event in events if event is not None]
-        if self._dead_letters is None or len(self._given_up) + len(known) > _MOST_GIVEN_UP:
+        if self.dead_letters is None or len(self._given_up) + len(known) > _MOST_GIVEN_UP:
             known = []
         if len(known) < len(events):
             self.drop(len(events) - len(known), reason)
@@ -217,10 +217,10 @@ class ResilientListener(WrappedListener):
                 await self._keep([event for event, _, _ in group], reason, attempts)
 
     async def _keep(self, events: list[SagaEvent], reason: str, attempts: int) -> None:
-        assert self._dead_letters is not None  # noqa: S101 - give_up has seen to it
         try:
             async with asyncio.timeout(_BURY_SECONDS):
-                await self._dead_letters.bury(self.name, events, reason, attempts)
+                if self.dead_letters is not None:  # else none of them had been kept to come here
+                    await self.dead_letters.bury(self.name, events, reason, attempts)
         except Exception as error:  # noqa: BLE001 - whatever it is, the events are counted, and said to be lost
             self.drop(len(events), f"{reason}; and the dead letters failed: {said(error)}")
         except BaseException:
@@ -231,27 +231,45 @@ class ResilientListener(WrappedListener):
             self._log_given_up(reason)
 
     async def _deliver(self, delivery: _Delivery, send: Callable[[list[Any]], Awaitable[None]]) -> None:
-        from stamina import retry_context  # noqa: PLC0415 - 20 ms that a service without failures never pays
+        try:
+            try:
+                await self._attempt(delivery, send)
+            except TransientError as error:
+                await self._try_again(delivery, send, error)
+        except asyncio.CancelledError:
+            self.give_up(delivery.pending, "cancelled before it was delivered", delivery.attempts)
+            raise
 
-        deadline = time.monotonic() + self._retry_seconds
-
-        def again(error: Exception) -> bool | float:
-            left = deadline - time.monotonic()
-            if not isinstance(error, TransientError) or left <= 0:
-                return False
-            return True if error.retry_after is None else min(error.retry_after, left)
+    async def _try_again(
+        self, delivery: _Delivery, send: Callable[[list[Any]], Awaitable[None]], failed: TransientError | None
+    ) -> None:
+        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay  # noqa: PLC0415 - loaded when needed
 
         try:
-            async for attempt in retry_context(on=again, attempts=None, timeout=self._retry_seconds, **self._back_off):
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(TransientError),
+                stop=stop_after_delay(self._retry_seconds),
+                wait=self._seconds_to_wait,
+                reraise=True,
+            ):
                 with attempt:
+                    if failed is not None:  # the first attempt, made without tenacity
+                        error, failed = failed, None
+                        raise error
                     await self._attempt(delivery, send)
         except TransientError as error:
             await self._bury(
                 delivery.pending, f"not taken within {self._retry_seconds:g} s: {error}", delivery.attempts
             )
-        except asyncio.CancelledError:
-            self.give_up(delivery.pending, "cancelled before it was delivered", delivery.attempts)
-            raise
+
+    def _seconds_to_wait(self, state: RetryCallState) -> float:
+        """What the sink asked for, else the back-off; no longer than it is tried at all."""
+        error = state.outcome.exception() if state.outcome else None
+        seconds = getattr(error, "retry_after", None)
+        if seconds is None:
+            seconds = min(self._longest_wait, self._first_wait * 2.0 ** min(state.attempt_number - 1, 32))
+            seconds *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, hides nothing
+        return max(0.0, min(float(seconds), self._retry_seconds - (state.seconds_since_start or 0.0)))
 
     async def _attempt(self, delivery: _Delivery, send: Callable[[list[Any]], Awaitable[None]]) -> None:
         """One call for all that is pending, or one for each event where they fail together.

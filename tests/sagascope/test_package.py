@@ -30,7 +30,7 @@ def python(code: str, *arguments: str) -> str:
 
 
 def test_the_wheel_holds_sagascope_alone(tmp_path: Path) -> None:
-    """What is published is the one package with its types and licence; no script, and msgspec its only dependency."""
+    """What is published is the one package with its types and licence; no script, and msgspec and tenacity its only dependencies."""
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(CHECKOUT)]
     built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert built.returncode == 0, built.stdout + built.stderr
@@ -45,7 +45,10 @@ def test_the_wheel_holds_sagascope_alone(tmp_path: Path) -> None:
     assert {"sagascope/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
     assert f"{info}/entry_points.txt" not in names
     required = message_from_string(metadata).get_all("Requires-Dist", [])
-    assert [requirement for requirement in required if "extra ==" not in requirement] == ["msgspec>=0.20"]
+    assert [requirement for requirement in required if "extra ==" not in requirement] == [
+        "msgspec>=0.20",
+        "tenacity>=9",
+    ]
 
 
 def test_importing_is_fast_and_loads_no_driver() -> None:
