@@ -123,9 +123,12 @@ class FanOut(SagaListener):
         return event
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
-        """Tell of events that no hook is told of now: those of a topic, say. Listeners of hooks hear what events hold."""
+        """Tell of events that no hook is told of now: those of a topic, say. Listeners of hooks hear what events hold.
+
+        Waits for room as long as a sink takes anything: whoever feeds events this way goes at the slowest sink's speed.
+        """
         for event in events:
-            await self._tell(event, _told_again(event) if self._tell_hooks else event)
+            await self._tell(event, _told_again(event) if self._tell_hooks else event, patient=True)
 
     async def aclose(self, timeout: float = 10.0) -> dict[str, int]:  # noqa: ASYNC109 - a deadline that keeps what it got
         """Deliver what is queued, then close the listeners; events told of later become dead letters.
@@ -164,15 +167,20 @@ class FanOut(SagaListener):
                 "tell it through `async with saga_scope(saga_id, saga_name, listeners=[fan_out])`, or `write` an event"
             )
             raise NoSagaScopeError(msg)
-        await self._tell(event, Told(event, hook, arguments) if self._tell_hooks else event)
+        told: SagaEvent | Told = event
+        if self._tell_hooks:
+            if hook == "on_saga_started":  # the saga goes on changing its context while this is queued
+                arguments = (*arguments[:-1], dict(arguments[-1]))
+            told = Told(event, hook, arguments)
+        await self._tell(event, told, patient=False)
 
-    async def _tell(self, event: SagaEvent, told: SagaEvent | Told) -> None:
+    async def _tell(self, event: SagaEvent, told: SagaEvent | Told, *, patient: bool) -> None:
         """Hand over to every lane; wait for those that are inline, and for room where there is none."""
         waiting: list[Awaitable[None]] = []
         for lane in self._queued:
             entry = event if lane.takes_events else told
             if not lane.offer(entry):
-                waiting.append(lane.wait_for_room(entry))
+                waiting.append(lane.wait_for_room(entry, patient=patient))
         if self._inline:
             waiting += [inline.tell(event if inline.takes_events else told) for inline in self._inline]
         if len(waiting) == 1:

@@ -57,9 +57,10 @@ class Queued:
     size: int = 10_000
     """How many events may be queued or under way."""
     when_full: Literal["block", "drop"] = "block"
-    """`block`: the saga waits for room, `block_seconds` at most, then the event becomes a dead letter. A sink that takes
-    nothing has sagas wait but once: the time counts from when its queue last moved. `drop`: the event is dropped and
-    counted at once."""
+    """`block`: the saga waits for room, then the event becomes a dead letter. A sink costs sagas `block_seconds` at most
+    until its queue has come down to half, and nothing at all where it has taken nothing for so long: it can slow them
+    down for a moment, and never hold them up. Who feeds `FanOut.write` waits as long as the sink takes anything.
+    `drop`: the event is dropped and counted at once."""
     block_seconds: float = 1.0
     batch_size: int = 500
     """At most so many events in one `write`."""
@@ -155,8 +156,10 @@ class Lane:
         """Events queued or under way."""
         self._line: deque[tuple[SagaEvent | Told, asyncio.Future[None]]] = deque()
         """Sagas that wait for room, first come, first served."""
-        self._full_since: float | None = None
-        """When it was first found full after it last moved."""
+        self._moved = 0.0
+        """When a batch was last settled, or the first event came after the queue had been empty."""
+        self._patience_ends: float | None = None
+        """Until when sagas wait for room: so long after the first one did, until half of the queue is free again."""
         self._workers = [_Worker(self) for _ in range(policy.workers)]
 
     @property
@@ -177,8 +180,13 @@ class Lane:
         self._queue(entry)
         return True
 
-    async def wait_for_room(self, entry: SagaEvent | Told) -> None:
-        """Queue it when there is room; where there is none in time it is given up."""
+    async def wait_for_room(self, entry: SagaEvent | Told, *, patient: bool) -> None:
+        """Queue it when there is room; where there is none in time it is given up.
+
+        Args:
+            entry: What to queue.
+            patient: Wait as long as the queue moves at all.
+        """
         self._accepted += 1
         if self.closed:
             self._refuse(entry, _CLOSED)
@@ -193,17 +201,21 @@ class Lane:
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.append((entry, room))
         try:
-            while not room.done() and (seconds := self._patience()) > 0:
+            while not room.done() and (seconds := self._patience(patient=patient)) > 0:
                 await asyncio.wait({room}, timeout=seconds)
         finally:
             if not room.done():  # also where the saga was cancelled meanwhile
                 self._line.remove((entry, room))
-                self._refuse(entry, f"its queue of {self.size:,} did not move for {self.policy.block_seconds:g} s")
+                self._refuse(
+                    entry, f"its queue of {self.size:,} was full for {self.policy.block_seconds:g} s or longer"
+                )
 
     def settled(self, number: int) -> None:
         """Make room: so many events are no longer under way."""
         self._depth -= number
-        self._full_since = None
+        self._moved = time.monotonic()
+        if self._depth <= self.size // 2:
+            self._patience_ends = None
         while self._line and self._depth < self.size:
             entry, room = self._line.popleft()
             self._queue(entry)
@@ -222,18 +234,21 @@ class Lane:
         return left
 
     def _queue(self, entry: SagaEvent | Told) -> None:
+        if not self._depth:
+            self._moved = time.monotonic()
         self._depth += 1
         workers = self._workers
         (workers[0] if len(workers) == 1 else workers[hash(_event(entry).saga_id) % len(workers)]).put(entry)
 
-    def _patience(self) -> float:
-        """Seconds that a saga may still wait.
-
-        Counted from when the full queue last moved: a sink that takes nothing has sagas wait once, not one by one.
-        """
-        if self._full_since is None:
-            self._full_since = time.monotonic()
-        return self._full_since + self.policy.block_seconds - time.monotonic()
+    def _patience(self, *, patient: bool) -> float:
+        """Seconds that may still be waited for room."""
+        now, seconds = time.monotonic(), self.policy.block_seconds
+        moving = self._moved + seconds
+        if patient:
+            return moving - now
+        if self._patience_ends is None:
+            self._patience_ends = now + seconds
+        return min(self._patience_ends, moving) - now
 
     def _refuse(self, entry: SagaEvent | Told, reason: str) -> None:
         self.resilient.accept(1)
