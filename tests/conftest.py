@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from pipelines import stack
+from tests.servers.server import ABSENT
 from warehouse.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,3 +52,17 @@ def settings(tmp_path: Path, broker: str) -> Settings:
     )
     stack.make_topic(own)
     return own
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that could not run for want of a server, and the command that brings it."""
+    tests: dict[str, list[str]] = defaultdict(list)
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
+        if ABSENT in reason:
+            tests[reason].append(report.nodeid)
+    for reason, names in tests.items():
+        terminalreporter.section(f"{len(names)} tests could not run", yellow=True)
+        terminalreporter.line(reason)
+        for name in names:
+            terminalreporter.line(f"  {name}")

@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -34,9 +34,12 @@ def say(line: str) -> None:
     print(f"\n{line}", file=sys.__stderr__, flush=True)
 
 
-def absent(what: str, cure: str) -> None:
+ABSENT = "is not installed, so this could not run: "
+
+
+def absent(what: str, cure: str) -> NoReturn:
     """End the test: skipped with the cure, failed where servers are required."""
-    message = f"{what} is not installed, so this could not run: {cure}"
+    message = f"{what} {ABSENT}{cure}"
     if os.environ.get("REQUIRE_SERVERS") == "1":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
@@ -54,33 +57,32 @@ def require_debian(command: str, *packages: str) -> str:
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
     if prefix := _may_install():
         say(f"Installing {' '.join(packages)} for the tests: {' '.join(install)}")
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive"]
-        for arguments in (["apt-get", "update"], install):
-            done = subprocess.run(
-                [*apt, *arguments],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=INSTALL_SECONDS,
-            )
+        said = _run([*prefix, *install])
+        if not shutil.which(command):  # the lists of packages may be absent, or old
+            said = _run([*prefix, "apt-get", "update"]) + _run([*prefix, *install])
         if found := shutil.which(command):
             return found
-        say(f"{' '.join(install)} failed: {done.stderr.strip()[-500:]}")
+        say(f"{' '.join(install)} failed: {said.strip()[-500:]}")
     absent(command, f"sudo {' '.join(install)}")
-    raise AssertionError
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(
+        [*command], capture_output=True, stdin=subprocess.DEVNULL, text=True, check=False, timeout=INSTALL_SECONDS
+    )
+    return done.stdout + done.stderr
 
 
 def _may_install() -> list[str]:
-    """How to run apt without asking anyone: `env` for root, `sudo -n`; nothing where that can't be."""
+    """How to run apt without asking anyone, as root or by sudo without a password; empty where that can't be."""
+    quietly = ["env", "DEBIAN_FRONTEND=noninteractive"]
     if not shutil.which("apt-get"):
         return []
     if os.geteuid() == 0:
-        return ["env"]
+        return quietly
     sudo = shutil.which("sudo")
     if sudo and subprocess.run([sudo, "-n", "true"], capture_output=True, check=False).returncode == 0:
-        return [sudo, "-n"]
+        return [sudo, "-n", *quietly]
     return []
 
 
