@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sagascope.errors import DeliveryError, ListenerTimeoutError, PartialError, PermanentError, TransientError
     from sagascope.events import EventType, InvalidEventError, SagaEvent, decode, encode
     from sagascope.fan_out import FanOut
-    from sagascope.health import FanOutCollector, health_app
+    from sagascope.health import health_app
     from sagascope.integrations.sagaz import FanOutSaga, SagazBridge
     from sagascope.lanes import Inline, Queued
     from sagascope.listener import EventListener, SagaListener
@@ -45,7 +45,6 @@ __all__ = [
     "EventListener",
     "EventType",
     "FanOut",
-    "FanOutCollector",
     "FanOutSaga",
     "FlussAnalyticsListener",
     "Inline",
@@ -93,7 +92,6 @@ _HOME = {
     "EventListener": "sagascope.listener",
     "EventType": "sagascope.events",
     "FanOut": "sagascope.fan_out",
-    "FanOutCollector": "sagascope.health",
     "FanOutSaga": "sagascope.integrations.sagaz",
     "FlussAnalyticsListener": "sagascope.listeners.fluss",
     "Inline": "sagascope.lanes",

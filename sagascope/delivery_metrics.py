@@ -7,6 +7,8 @@
 |---|---|---|
 | `sagascope_listener_events_total` | listener, fate | of a FanOut: accepted, delivered, dead_lettered, dropped |
 | `sagascope_listener_queued_events` | listener | of a FanOut: accepted, and none of the others yet |
+| `sagascope_listener_retries_total` | listener | of a FanOut: calls that failed and were made again |
+| `sagascope_listener_up` | listener | of a FanOut: 0 while the listener is left alone |
 | `sagaz_dlq_messages_total` | topic | dead letters ever put there |
 | `sagaz_dlq_queue_depth` | topic | dead letters that lie there |
 | `sagaz_dlq_oldest_message_age_seconds` | topic | for how long the oldest of them has |
@@ -25,7 +27,7 @@ import time
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -33,11 +35,11 @@ import msgspec
 from sagascope.errors import PermanentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from prometheus_client import CollectorRegistry, Metric
 
-    from sagascope.resilient import Counts
+    from sagascope.fan_out import FanOut
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +58,7 @@ class DeadLetterFigures(NamedTuple):
     """Since when the oldest of them has: seconds since the epoch. Of no meaning where the depth is 0."""
 
 
-class CountedFanOut(Protocol):
-    """What `watch_fan_out` needs of a FanOut."""
-
-    @property
-    def counts(self) -> Mapping[str, Counts]:
-        """What became of the events so far, by the listeners' names."""
-
-
-def watch_fan_out(fan_out: CountedFanOut, registry: CollectorRegistry | None = None) -> None:
+def watch_fan_out(fan_out: FanOut, registry: CollectorRegistry | None = None) -> None:
     """Show what a fan-out counts for each of its listeners; those of one name in several fan-outs are added up.
 
     Args:
@@ -153,7 +147,7 @@ class _DeliveryMetrics:
     """The metrics of one registry: a collector, with nothing of its own to count."""
 
     def __init__(self) -> None:
-        self.fan_outs: list[CountedFanOut] = []
+        self.fan_outs: list[FanOut] = []
         self.places: dict[str, Callable[[], DeadLetterFigures]] = {}
         self._unread: set[str] = set()
 
@@ -171,15 +165,22 @@ class _DeliveryMetrics:
     def _show_fan_outs(self, families: dict[str, Any]) -> None:
         events: Counter[tuple[str, str]] = Counter()
         queued: Counter[str] = Counter()
+        retries: Counter[str] = Counter()
+        up: dict[str, bool] = {}
         for fan_out in tuple(self.fan_outs):
-            for listener, counts in fan_out.counts.items():
+            for listener, health in fan_out.health().listeners.items():
+                counts = health.counts
                 queued[listener] += counts.under_way
+                retries[listener] += counts.retries
+                up[listener] = up.get(listener, True) and health.state != "open"
                 for fate in _FATES:
                     events[listener, fate] += getattr(counts, fate)
         for (listener, fate), number in events.items():
             families["sagascope_listener_events"].add_metric([listener, fate], number)
-        for listener, number in queued.items():
-            families["sagascope_listener_queued_events"].add_metric([listener], number)
+        for listener in queued:
+            families["sagascope_listener_queued_events"].add_metric([listener], queued[listener])
+            families["sagascope_listener_retries"].add_metric([listener], retries[listener])
+            families["sagascope_listener_up"].add_metric([listener], float(up[listener]))
 
     def _show_places(self, families: dict[str, Any]) -> None:
         depths = []
@@ -234,6 +235,8 @@ def _families() -> dict[str, Any]:
     families = (
         CounterMetricFamily("sagascope_listener_events", "Events by what became of them", labels=["listener", "fate"]),
         GaugeMetricFamily("sagascope_listener_queued_events", "Events still to be delivered", labels=["listener"]),
+        CounterMetricFamily("sagascope_listener_retries", "Calls that failed and were made again", labels=["listener"]),
+        GaugeMetricFamily("sagascope_listener_up", "0 while the listener is left alone", labels=["listener"]),
         CounterMetricFamily("sagaz_dlq_messages", "Events that became dead letters", labels=["topic"]),
         GaugeMetricFamily("sagaz_dlq_queue_depth", "Dead letters that lie there", labels=["topic"]),
         GaugeMetricFamily(

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sagascope.delivery_metrics import watch_fan_out
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
+
+    from prometheus_client import CollectorRegistry
 
     from sagascope.fan_out import FanOut
 
@@ -24,13 +28,15 @@ if TYPE_CHECKING:
 _JSON = b"application/json"
 
 
-def health_app(fan_out: FanOut, *, registry: Any = None) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+def health_app(
+    fan_out: FanOut, *, registry: CollectorRegistry | None = None
+) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """An ASGI 3.0 application with `/healthz`, `/readyz` and `/metrics`.
 
     Args:
         fan_out: Whose health it tells.
-        registry: The Prometheus registry that `/metrics` shows besides the fan-out's own counts; the client library's
-            default one where None. Needs the extra `sagascope[prometheus]`, else `/metrics` answers 501.
+        registry: The Prometheus registry that `/metrics` shows, in which the fan-out's own counts are registered; the
+            client library's default one where None. Without the extra `sagascope[prometheus]` `/metrics` answers 501.
     """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +51,7 @@ def health_app(fan_out: FanOut, *, registry: Any = None) -> Callable[[Scope, Rec
     return app
 
 
-def _answer(method: str, path: str, fan_out: FanOut, registry: Any) -> tuple[int, bytes, bytes]:
+def _answer(method: str, path: str, fan_out: FanOut, registry: CollectorRegistry | None) -> tuple[int, bytes, bytes]:
     if method not in ("GET", "HEAD"):
         return 405, _JSON, b'{"error": "GET or HEAD only"}'
     match path.rstrip("/").rsplit("/", 1)[-1]:
@@ -77,45 +83,13 @@ def _health(fan_out: FanOut) -> bytes:
     return msgspec.json.encode({"ready": health.ready, "listeners": listeners})
 
 
-def _metrics(fan_out: FanOut, registry: Any) -> tuple[int, bytes, bytes]:
+def _metrics(fan_out: FanOut, registry: CollectorRegistry | None) -> tuple[int, bytes, bytes]:
     try:
-        from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest  # noqa: PLC0415
+        from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest  # noqa: PLC0415 - a driver
     except ModuleNotFoundError:
         return 501, _JSON, b'{"error": "needs prometheus-client: pip install \'sagascope[prometheus]\'"}'
-    own = CollectorRegistry()
-    own.register(FanOutCollector(fan_out))
-    body = generate_latest(registry or REGISTRY) + generate_latest(own)
-    return 200, CONTENT_TYPE_LATEST.encode(), body
-
-
-class FanOutCollector:
-    """A fan-out's counts as Prometheus metrics, read when scraped: `registry.register(FanOutCollector(fan_out))`.
-
-    `sagascope_listener_events_total{listener, outcome}` with the outcomes accepted, delivered, dead_lettered and
-    dropped; `sagascope_listener_retries_total`, `sagascope_listener_queued`, and `sagascope_listener_up`, which is 0 while
-    a listener is left alone. Needs the extra `sagascope[prometheus]`.
-    """
-
-    def __init__(self, fan_out: FanOut) -> None:
-        self._fan_out = fan_out
-
-    def collect(self) -> Iterator[Any]:
-        """The four families, by the client library's collector protocol."""
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415 - a driver
-
-        events = CounterMetricFamily(
-            "sagascope_listener_events", "Events by what became of them", labels=("listener", "outcome")
-        )
-        retries = CounterMetricFamily("sagascope_listener_retries", "Calls made again", labels=("listener",))
-        queued = GaugeMetricFamily("sagascope_listener_queued", "Events queued or under way", labels=("listener",))
-        up = GaugeMetricFamily("sagascope_listener_up", "0 while the listener is left alone", labels=("listener",))
-        for name, each in self._fan_out.health().listeners.items():
-            for outcome in ("accepted", "delivered", "dead_lettered", "dropped"):
-                events.add_metric((name, outcome), getattr(each.counts, outcome))
-            retries.add_metric((name,), each.counts.retries)
-            queued.add_metric((name,), each.queued)
-            up.add_metric((name,), float(each.state != "open"))
-        yield from (events, retries, queued, up)
+    watch_fan_out(fan_out, registry)
+    return 200, CONTENT_TYPE_LATEST.encode(), generate_latest(registry or REGISTRY)
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

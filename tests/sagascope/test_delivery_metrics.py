@@ -56,11 +56,15 @@ def test_what_a_fan_out_counts_is_shown(tmp_path: Path) -> None:
         "sagascope_listener_events_total{fate=dead_lettered,listener=MemoryListener}": 0,
         "sagascope_listener_events_total{fate=dropped,listener=MemoryListener}": 0,
         "sagascope_listener_queued_events{listener=MemoryListener}": 0,
+        "sagascope_listener_retries_total{listener=MemoryListener}": 0,
+        "sagascope_listener_up{listener=MemoryListener}": 1,
         "sagascope_listener_events_total{fate=accepted,listener=Refuses}": 2,
         "sagascope_listener_events_total{fate=delivered,listener=Refuses}": 0,
         "sagascope_listener_events_total{fate=dead_lettered,listener=Refuses}": 2,
         "sagascope_listener_events_total{fate=dropped,listener=Refuses}": 0,
         "sagascope_listener_queued_events{listener=Refuses}": 0,
+        "sagascope_listener_retries_total{listener=Refuses}": 0,
+        "sagascope_listener_up{listener=Refuses}": 1,
     }
     dead = series(shown, "sagaz_dlq")
     assert dead.pop("sagaz_dlq_oldest_message_age_seconds{topic=file}") < 300

@@ -13,7 +13,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from sagascope import FanOut, FanOutCollector, Inline, ResilientListener, health_app
+from sagascope import FanOut, Inline, ResilientListener, health_app
 from sagascope.errors import TransientError
 from tests.sagascope.conftest import MemoryListener, make_event, until
 from tests.servers.server import free_port
@@ -93,25 +93,17 @@ def test_metrics_are_the_registry_and_the_counts() -> None:
             answer = await client.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain")
         samples = {
-            (sample.name, sample.labels.get("outcome")): sample.value
+            (sample.name, sample.labels.get("fate")): sample.value
             for family in text_string_to_metric_families(answer.text)
             for sample in family.samples
         }
         assert samples["own_total", None] == 1
         assert samples["sagascope_listener_events_total", "accepted"] == 3
         assert samples["sagascope_listener_events_total", "delivered"] == 3
-        assert samples["sagascope_listener_queued", None] == 0
+        assert samples["sagascope_listener_queued_events", None] == 0
         assert samples["sagascope_listener_up", None] == 1
 
     asyncio.run(main())
-
-
-def test_the_counts_can_be_registered_beside_others() -> None:
-    """A service that has its own /metrics registers the collector there."""
-    registry = CollectorRegistry()
-    registry.register(FanOutCollector(FanOut([MemoryListener()])))
-    labels = {"listener": "MemoryListener", "outcome": "accepted"}
-    assert registry.get_sample_value("sagascope_listener_events_total", labels) == 0
 
 
 def test_without_the_client_library_only_metrics_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
