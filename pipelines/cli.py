@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import json
 import logging
@@ -10,13 +9,10 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
-from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import duckdb
@@ -26,9 +22,9 @@ from kafka.errors import KafkaError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines import processes, stack, upkeep_commands
+from pipelines import load_command, processes, stack, upkeep_commands
 from pipelines.analytics_process import AnalyticsProcess
-from pipelines.durations import InvalidDurationError, parse_duration
+from pipelines.load_command import For, Rate, ScaleTime, Seed
 from pipelines.moments import parse_moment
 from pipelines.terminal import make_console, rows_as_table
 from warehouse.errors import WarehouseError
@@ -36,8 +32,6 @@ from warehouse.settings import CHECKOUT, PREFIX, Settings
 
 if TYPE_CHECKING:
     from pipelines.analytics_process import JobStatus
-    from pipelines.workload import WorkloadReport
-    from sagascope import EventListener
 
 SHOWN_SETTINGS = dict(zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True))
 
@@ -54,6 +48,7 @@ app = typer.Typer(
 )
 console = make_console()
 errors = Console(stderr=True)
+app.command(name="workload")(load_command.workload)
 app.command()(upkeep_commands.parity)
 app.add_typer(upkeep_commands.maintain, name="maintain")
 
@@ -74,24 +69,6 @@ class Format(StrEnum):
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
-
-
-def _duration(text: str) -> float:
-    try:
-        return parse_duration(text)
-    except InvalidDurationError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-For = Annotated[
-    float | None,
-    typer.Option(
-        "--for", parser=_duration, metavar="DURATION", help="End after so long, e.g. 60s, 5m; else at Ctrl-C."
-    ),
-]
-Rate = Annotated[float, typer.Option(min=0.1, help="Sagas started a second.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same sagas with the same fates.")]
-ScaleTime = Annotated[float, typer.Option(min=1, help="How many times faster than modelled the sagas live.")]
 
 
 @app.command()
@@ -150,60 +127,6 @@ def _print_balance(settings: Settings) -> int:
     names = ("partition", "end", "stored", "duplicates", "rejected", "missing", "doubled", "lag")
     console.print(rows_as_table(names, [tuple(getattr(account, name) for name in names) for account in accounts]))
     return sum(account.missing + account.doubled + account.altered for account in accounts)
-
-
-@app.command(name="workload")
-def workload_command(
-    seconds: For = None,
-    rate: Rate = 50,
-    seed: Seed = 7,
-    scale_time: ScaleTime = 20,
-    *,
-    describe: Annotated[
-        bool, typer.Option("--describe", help="Print what is true of the load, and run nothing.")
-    ] = False,
-    report: Annotated[Path | None, typer.Option(help="Write the outcome to this file as JSON.")] = None,
-    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
-) -> None:
-    """Run realistic sagas (real ones, executed by sagaz) that report to the topic.
-
-    Exit code 1 when an event could not be sent.
-    """
-    from pipelines import workload
-    from sagascope import KafkaListener
-
-    if describe:
-        workload.print_truth(console, workload.Truth(), scale_time)
-        return
-    settings = _settings()
-    listener = KafkaListener(
-        stack.bootstrap_servers(settings),
-        settings.topic,
-        buffer_events=100_000,
-        definitions_topic=settings.definitions_topic,
-    )
-    outcome = asyncio.run(_run_workload(listener, seconds, rate, seed, scale_time, with_parent=with_parent))
-    counts = listener.counts
-    facts = {
-        "sent": counts.sent,
-        "failed": counts.failed,
-        "sagas": msgspec.to_builtins(outcome.total),
-        "seconds": outcome.seconds,
-        "achieved_rate": outcome.achieved_rate,
-        "notes": list(outcome.notes),
-    }
-    if report:
-        report.write_bytes(msgspec.json.encode(facts))
-    total = outcome.total
-    console.print(
-        f"{total.started:,} sagas in {outcome.seconds:.1f} s: {total.completed:,} completed, "
-        f"{total.rolled_back:,} rolled back, {total.failed:,} failed, {total.cancelled:,} cancelled; "
-        f"{counts.sent:,} events sent, {counts.failed:,} not"
-    )
-    for note in outcome.notes:
-        console.print(f"[yellow]{note}")
-    if counts.failed:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -317,36 +240,6 @@ def _json_value(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value.isoformat() if isinstance(value, datetime) else value
-
-
-async def _run_workload(
-    listener: EventListener, seconds: float | None, rate: float, seed: int, scale_time: float, *, with_parent: bool
-) -> WorkloadReport:
-    from pipelines import workload
-
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    if with_parent:
-        threading.Thread(target=_stop_at_end_of_input, args=(loop, stop), daemon=True).start()
-    async with listener:
-        return await workload.run_workload(
-            [listener], rate=rate, seconds=seconds, seed=seed, scale_time=scale_time, stop=stop, prefix=_run_prefix()
-        )
-
-
-def _run_prefix() -> str:
-    """Keeps the saga ids of one run apart from those of another with the same seed."""
-    return f"{datetime.now(UTC):%H%M%S}-"
-
-
-def _stop_at_end_of_input(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """The parent is gone when standard input ends."""
-    while os.read(0, 4096):
-        pass
-    with suppress(RuntimeError):  # the loop has ended too
-        loop.call_soon_threadsafe(stop.set)
 
 
 def _settings() -> Settings:

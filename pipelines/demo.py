@@ -20,6 +20,7 @@ from rich.text import Text
 
 from pipelines import processes, stack
 from pipelines.analytics_process import AnalyticsProcess
+from pipelines.fan_out_view import FanOutView, print_sinks
 from pipelines.terminal import plain_table, rows_as_table
 from warehouse import history, parity
 from warehouse.catalog import open_catalog, row_count
@@ -135,12 +136,16 @@ def set_up(settings: Settings, console: Console, cleanup: ExitStack, load: list[
     with _step(console, "real sagas, executed by sagaz"):
         report = settings.root / "workload.json"
         report.unlink(missing_ok=True)
-        command = [sys.executable, "-P", "-m", "pipelines", "workload", "--with-parent", "--report", str(report), *load]
+        port = stack.free_port()
+        options = ["--with-parent", "--fan-out", str(port), "--report", str(report)]
+        command = [sys.executable, "-P", "-m", "pipelines", "workload", *options, *load]
         child = processes.start(
             command, settings.logs / "workload.log", temporary=settings.temporary, environment=settings.environment()
         )
         cleanup.callback(processes.stop_child, child, WORKLOAD_GRACE_SECONDS)
-    demo = Demo(settings, console, catalog, job, child, report, begins, stored_before, began, started_at)
+    demo = Demo(
+        settings, console, catalog, job, child, report, FanOutView(port), begins, stored_before, began, started_at
+    )
     with _step(console, "PyFlink job"):  # the sagas run meanwhile: their first window is over when the job is there
         cleanup.callback(job.stop)
         job.start()
@@ -166,6 +171,7 @@ class Demo:
     job: AnalyticsProcess
     load: subprocess.Popen[bytes]
     report: Path
+    fan_out: FanOutView
     begins: dict[int, int]
     stored_before: int
     began: float
@@ -208,6 +214,7 @@ class Demo:
         with history.open(self.settings, catalog=self.catalog) as tables:
             answer = tables.sql(query)
             self.console.print(rows_as_table(answer.columns, answer.fetchall()))
+        print_sinks(self.console, self.report)
         return self._print_counts(accounts)
 
     def watch_load_and_broker(self) -> None:
@@ -252,8 +259,9 @@ class Demo:
             (f"   {status.reason}" if status.reason else "", "yellow"),
             ("   Ctrl-C ends it" if terminal else "", "dim"),
         )
+        sinks = self.fan_out.line()
         if not rows:
-            return Group(head, Text("No event is stored yet …", style="dim"))
+            return Group(head, sinks, Text("No event is stored yet …", style="dim"))
         if self.first_seen is None:
             self.first_seen = elapsed
         foot = Text(
@@ -262,7 +270,8 @@ class Demo:
             f" {self.first_seen:.0f} s.",
             style="dim",
         )
-        return Group(head, statistics_table(rows, self.console.height - 8 if terminal else ROWS_WITHOUT_TERMINAL), foot)
+        room = self.console.height - 10 if terminal else ROWS_WITHOUT_TERMINAL
+        return Group(head, statistics_table(rows, room), foot, sinks)
 
     def _drain(self) -> list[parity.PartitionBalance]:
         deadline = time.monotonic() + DRAIN_SECONDS

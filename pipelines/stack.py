@@ -263,6 +263,14 @@ def find_java() -> str:
     return java
 
 
+def free_port() -> int:
+    """A port of the loopback interface on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 def _ports(wanted: tuple[int, int]) -> tuple[int, int]:
     """Two free ports of the loopback interface; the wanted ones where they are free."""
     with socket.socket() as one, socket.socket() as two:

@@ -51,6 +51,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How often the job commits: the freshness of the tables."""
     snapshots_kept_minutes: Positive = 60
     """For how long what was current stays readable: the longest that a query or the commit of a recompute may take."""
+    redis_url: str = ""
+    """The demo's sagas are told to this Redis, too; empty: to one at redis://127.0.0.1:6379/0, if it answers."""
+    elasticsearch_url: str = ""
+    """And to this Elasticsearch; empty: to one at http://127.0.0.1:9200, if it answers."""
+    rabbitmq_url: str = ""
+    """And to this RabbitMQ; empty: to one at amqp://guest:guest@127.0.0.1:5672/, if it answers."""
+    fluss_servers: str = ""
+    """And to this Fluss, host:port; empty: to one at 127.0.0.1:9123, if it answers."""
+    webhook_url: str = ""
+    """And the ends of its sagas are posted there; empty: nowhere."""
+    webhook_secret: str = ""
+    """What those posts are signed with."""
 
     def __post_init__(self) -> None:
         if strange := sorted(set(re.findall(r"[^A-Za-z0-9/._~+=@-]", str(self.root)))):
@@ -108,6 +120,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def checkpoints(self) -> Path:
         """Where the analytics job's checkpoints are."""
         return self.root / "checkpoints" / "analytics"
+
+    @property
+    def fan_out(self) -> Path:
+        """Where the demo's fan-out keeps its audit log and dead letters."""
+        return self.root / "fan-out"
 
     @property
     def logs(self) -> Path:
