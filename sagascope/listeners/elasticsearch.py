@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
@@ -40,20 +41,13 @@ _LONGEST_ID_BYTES = 512
 """Of a document's _id: for one that is longer, the server refuses the whole bulk."""
 _LONGEST_KEYWORD = 8191
 """Characters, of up to four bytes each, that fit into one term of the index (32,766 bytes)."""
-_LATEST_ISO_MS = 253_402_300_799_999
-"""The end of the year 9999, and of what a datetime can say."""
 _LONGEST_REASON = 500
 
-_OPERATORS = frozenset({401, 402, 403, 404, 407})
-"""Credentials, rights, a block on writes, an index that is missing: no event's fault, and mended while events wait."""
-_LATER = frozenset({408, 425, 429})
-_TOO_LARGE = 413
+_MAY_PASS = frozenset({401, 402, 403, 404, 407, 408, 425, 429})
+"""Credentials, rights, a block on writes, a missing index: no event's fault, and mended while events wait. Overload."""
 _INDEX_NOT_READY = frozenset({"index_closed_exception", "validation_exception"})
 """Come with status 400, and yet no document is at fault: the index is closed, the cluster may not have more shards."""
-_DUPLICATE = "version_conflict_engine_exception"
 _MISCONFIGURED = frozenset({"UnsupportedProductError", "ImproperlyConfigured"})
-_ANSWER = "items.*.status,items.*.error"
-"""What a bulk's answer is to hold; the rest would be most of it."""
 
 
 class _Driver(NamedTuple):
@@ -64,10 +58,9 @@ class _Driver(NamedTuple):
     """The mapping of an object whose keys nobody knows beforehand, as one field."""
 
 
+_FLATTENED = {"type": "flattened", "ignore_above": _LONGEST_KEYWORD}
 _DRIVERS = {
-    "AsyncElasticsearch": _Driver(
-        "elasticsearch", ("ApiError", "TransportError"), {"type": "flattened", "ignore_above": _LONGEST_KEYWORD}
-    ),
+    "AsyncElasticsearch": _Driver("elasticsearch", ("ApiError", "TransportError"), _FLATTENED),
     "AsyncOpenSearch": _Driver("opensearch", ("OpenSearchException", "ImproperlyConfigured"), {"type": "flat_object"}),
 }
 """By the name of the client's class."""
@@ -167,9 +160,10 @@ class ElasticsearchListener(EventListener):
         while waiting and not outcome.failure:  # after one, the next request would only add to the server's load
             body, count = _request(waiting, limit)
             try:
-                answer = await self._client.bulk(body=body, index=self.index, filter_path=_ANSWER)
+                wanted = "items.*.status,items.*.error"  # the rest would be most of the answer
+                answer = await self._client.bulk(body=body, index=self.index, filter_path=wanted)
             except self._errors as error:
-                if _status(error) == _TOO_LARGE and count > 1:
+                if _status(error) == 413 and count > 1:
                     limit = len(body) // 2
                     continue
                 outcome.failed(waiting[:count], error)
@@ -195,9 +189,7 @@ class ElasticsearchListener(EventListener):
             except self._errors:
                 if await self._found_template() is None:  # else another service was faster
                     raise
-            return
-        version = found.get("version") or 0
-        if version < TEMPLATE_VERSION:
+        elif (version := found.get("version") or 0) < TEMPLATE_VERSION:
             if (found.get("_meta") or {}).get("digest") == _digest(found):
                 await self._client.indices.put_index_template(name=self.index, body=wanted)
             else:
@@ -210,7 +202,11 @@ class ElasticsearchListener(EventListener):
             if _status(error) == 404:
                 return None
             raise
-        found: Mapping[str, Any] = answer["index_templates"][0]["index_template"]
+        try:
+            found: Mapping[str, Any] = answer["index_templates"][0]["index_template"]
+        except (LookupError, TypeError) as error:
+            msg = f"index template {self.index}: answered, but not as a search server does"
+            raise TransientError(msg) from error
         return found
 
 
@@ -248,12 +244,12 @@ class _Outcome:
         body = getattr(answer, "body", answer)
         items = body.get("items") if isinstance(body, Mapping) else None
         if not items or len(items) != len(batch):
-            self._fail(batch, TransientError(f"bulk to {self._index}: answered, but not as a bulk is answered"))
+            self._fail(batch, TransientError(f"bulk to {self._index}: answered, but not as a search server does"))
             return
         for event, item in zip(batch, items, strict=True):
             status, error = item["create"]["status"], item["create"].get("error") or {}
             reason = f"{status} {_explained(error)}"
-            if status < 300 or error.get("type") == _DUPLICATE:
+            if status < 300 or error.get("type") == "version_conflict_engine_exception":
                 self._taken += 1
             elif _may_pass(status) or error.get("type") in _INDEX_NOT_READY:
                 message = f"bulk to {self._index}: {reason}"
@@ -265,12 +261,8 @@ class _Outcome:
         """Raise what the caller has to know; nothing if all were taken."""
         retry = [*self._retry, *unsent]
         if self._rejected or (retry and self._taken):
-            message = f"bulk to {self._index}: {self._taken} events taken, {len(retry)} to be tried again"
-            if self.failure:
-                message += f" ({self.failure})"
-            message += f", {len(self._rejected)} rejected"
-            if self._rejected:
-                message += f" (the first: {self._rejected[0][1]})"
+            counts = f"{self._taken} events taken, {len(retry)} to be tried again, {len(self._rejected)} rejected"
+            message = f"bulk to {self._index}: {counts}; {self._rejected[0][1] if self._rejected else self.failure}"
             retry_after = self.failure.retry_after if self.failure else None
             raise PartialError(message, retry=retry, rejected=self._rejected, retry_after=retry_after) from self.failure
         if self.failure:
@@ -311,9 +303,8 @@ def document(event: SagaEvent) -> bytes:
 def delivery_error(error: Exception, what: str) -> DeliveryError:
     """What an error of either driver means, by its HTTP status, else by its class.
 
-    Transient: no answer (refused, timed out, TLS), an answer that can't be read (a gateway's page), 408, 425, 429, 5xx,
-    and what an operator mends while events wait: 401, 402, 403, 404, 407. Permanent: every other status, a server that
-    the client does not support, a client that can't work as it is set up.
+    Transient: no answer (refused, timed out, TLS), one that can't be read, 5xx, and the statuses in `_MAY_PASS`.
+    Permanent: every other status, a server that the client does not support, a client that is set up wrongly.
     """
     status = _status(error)
     if status is None or type(error).__name__ in _MISCONFIGURED:
@@ -326,7 +317,7 @@ def delivery_error(error: Exception, what: str) -> DeliveryError:
 
 
 def _may_pass(status: int) -> bool:
-    return status in _OPERATORS or status in _LATER or status >= 500
+    return status in _MAY_PASS or status >= 500
 
 
 def _status(error: Exception) -> int | None:
@@ -339,10 +330,8 @@ def _body(error: Any) -> Mapping[str, Any]:
     """The answer's body; opensearch-py leaves it as text."""
     body = error.info
     if body is None:
-        try:
+        with suppress(TypeError, ValueError):
             body = json.loads(error.error)
-        except (TypeError, ValueError):
-            body = None
     return body if isinstance(body, Mapping) else {}
 
 
@@ -363,11 +352,10 @@ def _retry_after(answer: Any) -> float | None:
     value = meta.headers.get("retry-after", "") if meta else ""
     if value.isdecimal():
         return float(value)
-    try:
+    with suppress(ValueError):
         moment = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time())
+        return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time())
+    return None
 
 
 def _request(events: Sequence[SagaEvent], limit: int) -> tuple[bytes, int]:
@@ -387,8 +375,8 @@ def _id(event: SagaEvent) -> str:
 
 
 def _moment(timestamp: int) -> str | int:
-    """A date as people read it; beyond the year 9999 as the number, which the servers take, too."""
-    if timestamp > _LATEST_ISO_MS:
+    """A date as people read it; or the number, which the servers take, too, where no datetime goes: from year 10000."""
+    if timestamp >= 253_402_300_800_000:
         return timestamp
     seconds, milliseconds = divmod(timestamp, 1000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
