@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytest_plugins = [
+    "tests.servers.elasticsearch",
+    "tests.servers.postgresql",
+    "tests.servers.prometheus",
+    "tests.servers.redis",
+    "tests.servers.webhook_receiver",
+]
+
+
 def home_settings(folder: Path) -> Settings:
     """Settings with all state below `folder`."""
     return Settings(home=str(folder), checkpoint_interval_ms=1_000, idle_timeout_ms=10_000)

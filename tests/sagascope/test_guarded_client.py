@@ -22,14 +22,12 @@ from tests.sagascope.conftest import until
 from tests.sagascope.listeners.contract import exceptions_of
 from tests.sagascope.listeners.webhooks import ends, to, written
 from tests.servers.server import require_debian
-from tests.servers.webhook_receiver import Receiver, receiver, receiving, webhook_process
+from tests.servers.webhook_receiver import Receiver, receiving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-
-__all__ = ["receiver", "webhook_process"]
 
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
 

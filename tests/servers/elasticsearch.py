@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import uuid
 import zipfile
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError
@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from pipelines.stack import StackError, find_java
-from tests.servers.server import DOWNLOADS, INSTALL_SECONDS, absent, free_port, running, say
+from tests.servers.server import DOWNLOADS, INSTALL_SECONDS, absent, free_port, running, say, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,29 +70,17 @@ OPENSEARCH = Product("org.opensearch.distribution.integ-test-zip:opensearch:2.19
 
 
 @pytest.fixture(scope="session")
-def elasticsearch_port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> int:
+def elasticsearch_port() -> Iterator[int]:
     """Elasticsearch's HTTP port."""
-    return _of_session(ELASTICSEARCH, request.config, tmp_path_factory)
+    with node(ELASTICSEARCH, state_folder("elasticsearch"), port := free_port()):
+        yield port
 
 
 @pytest.fixture(scope="session")
-def opensearch_port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> int:
+def opensearch_port() -> Iterator[int]:
     """OpenSearch's HTTP port."""
-    return _of_session(OPENSEARCH, request.config, tmp_path_factory)
-
-
-_ports = pytest.StashKey[dict[Product, int]]()
-
-
-def _of_session(product: Product, config: pytest.Config, folders: pytest.TempPathFactory) -> int:
-    """The port of the session's one node: a fixture that is imported into several files is several fixtures."""
-    ports = config.stash.setdefault(_ports, {})
-    if product not in ports:
-        port, running_node = free_port(), ExitStack()
-        running_node.enter_context(node(product, folders.mktemp(product.name), port))
-        config.add_cleanup(running_node.close)
-        ports[product] = port
-    return ports[product]
+    with node(OPENSEARCH, state_folder("opensearch"), port := free_port()):
+        yield port
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from tests.servers.server import answers, free_port, make_reachable, require_debian, running
+from tests.servers.server import answers, free_port, require_debian, running, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,6 @@ class PostgresServer:
         """Make the cluster's files."""
         options = {}
         if os.geteuid() == 0:
-            make_reachable(self._folder)
             shutil.chown(self._folder, USER)
             options = {"user": USER, "group": USER, "extra_groups": []}
         encoding = ["-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
@@ -93,9 +92,9 @@ class PostgresServer:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def postgresql() -> Iterator[PostgresServer]:
     """One PostgreSQL for all tests of a session."""
-    server = PostgresServer(tmp_path_factory.mktemp("pg"), free_port())
+    server = PostgresServer(state_folder("pg"), free_port())
     server.initialise()
     with server.running():
         yield server

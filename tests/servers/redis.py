@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from tests.servers.server import answers, free_port, require_debian, running
+from tests.servers.server import answers, free_port, require_debian, running, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,20 +27,20 @@ def redis_at(port: int, folder: Path, *options: str) -> Iterator[subprocess.Pope
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def redis_server() -> Iterator[int]:
     """Its port."""
     port = free_port()
-    with redis_at(port, tmp_path_factory.mktemp("redis")):
+    with redis_at(port, state_folder("redis")):
         yield port
 
 
 @pytest.fixture(scope="session")
-def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def redis_cluster() -> Iterator[int]:
     """The port of one of three nodes, which share the slots."""
     ports = [free_port() for _ in range(3)]  # no fewer make a cluster
     with ExitStack() as nodes:
         for port in ports:
-            folder = tmp_path_factory.mktemp("redis-node")
+            folder = state_folder("redis-node")
             options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
             nodes.enter_context(redis_at(port, folder, *options))
         addresses = [f"127.0.0.1:{port}" for port in ports]

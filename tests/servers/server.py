@@ -7,11 +7,13 @@ REQUIRE_SERVERS=1 they fail.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +88,14 @@ def _may_install() -> list[str]:
     return []
 
 
+def state_folder(name: str) -> Path:
+    """An empty folder that any user may come to, deleted at the end. pytest's own are for their owner alone."""
+    folder = Path(tempfile.mkdtemp(prefix=f"sagascope-{name}-"))
+    folder.chmod(0o755)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def free_port() -> int:
     """A port of the loopback interface on which nobody listens."""
     with socket.socket() as free:
@@ -128,7 +138,6 @@ def running(
     if user and os.geteuid() == 0:
         for path in [folder, *folder.rglob("*")]:
             shutil.chown(path, user)
-        make_reachable(folder)
         options = {"user": user, "group": user if user != "nobody" else "nogroup", "extra_groups": []}
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -139,13 +148,6 @@ def running(
         yield process
     finally:
         stop(process)
-
-
-def make_reachable(folder: Path) -> None:
-    """Let another user come to a folder below pytest's own, which are for their owner alone."""
-    for parent in [folder, *folder.parents]:
-        if parent.owner() == "root" and parent.is_relative_to("/tmp") and parent != Path("/tmp"):  # noqa: S108
-            parent.chmod(parent.stat().st_mode | 0o711)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.servers.server import CHECKOUT, answers, free_port, running
+from tests.servers.server import CHECKOUT, answers, free_port, running, state_folder
 
 if TYPE_CHECKING:
     import ssl
@@ -105,9 +105,9 @@ def receiving(
 
 
 @pytest.fixture(scope="session")
-def webhook_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
+def webhook_process() -> Iterator[Receiver]:
     """An endpoint that lasts for all tests."""
-    with receiving(tmp_path_factory.mktemp("webhook")) as endpoint:
+    with receiving(state_folder("webhook")) as endpoint:
         yield endpoint
 
 

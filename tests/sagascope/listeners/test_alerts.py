@@ -23,13 +23,12 @@ from sagascope.listeners.metrics import MetricsSagaListener
 from sagascope.scope import saga_scope
 from tests.sagascope.conftest import ManualClock, fails, ok
 from tests.sagascope.listeners.test_metrics import ODD
-from tests.servers.prometheus import promtool, scraping
+from tests.servers.prometheus import scraping
 from tests.servers.server import free_port
 
 if TYPE_CHECKING:
     from tests.servers.prometheus import Prometheus
 
-__all__ = ["promtool"]  # a fixture
 
 FOLDER = Path(__file__).parent / "sagaz_rules"
 MINUTES = 60

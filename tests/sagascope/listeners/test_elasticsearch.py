@@ -27,14 +27,14 @@ from tests.sagascope.listeners.search import (
     search,
     settle,
 )
-from tests.servers.elasticsearch import elasticsearch_port, kill, node, opensearch_port
-from tests.servers.server import free_port
+from tests.servers.elasticsearch import kill, node
+from tests.servers.server import free_port, state_folder
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-__all__ = ["elasticsearch_port", "opensearch_port", "search"]
+__all__ = ["search"]
 
 
 class SearchContract(NetworkedContract):
@@ -231,12 +231,11 @@ def test_several_writers_store_each_event_once(search: Search) -> None:
     assert len(search.templates()) == 1
 
 
-def test_a_node_killed_while_it_is_written_to_has_each_event_once(search: Search, tmp_path: Path) -> None:
+def test_a_node_killed_while_it_is_written_to_has_each_event_once(search: Search) -> None:
     """What write did not name is there after the node's restart; what it named arrives when it is tried again."""
     events = [event for n in range(1_000) for event in a_run(f"order-{n}")]
     there = search._replace(port=free_port())
-    folder = tmp_path / "node"
-    folder.mkdir()
+    folder = state_folder("node")
 
     async def main() -> None:
         async with there.listening(max_request_bytes=10_000) as listener:

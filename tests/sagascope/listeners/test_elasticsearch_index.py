@@ -14,9 +14,9 @@ from sagascope.listeners.elasticsearch import _DRIVERS, TEMPLATE_VERSION, Elasti
 from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import a_run
 from tests.sagascope.listeners.search import INDEX, Search, elasticsearch_client, opensearch_at, search, settle
-from tests.servers.elasticsearch import INDEXING_BYTES, LARGEST_REQUEST_BYTES, elasticsearch_port, opensearch_port
+from tests.servers.elasticsearch import INDEXING_BYTES, LARGEST_REQUEST_BYTES
 
-__all__ = ["elasticsearch_port", "opensearch_port", "search"]
+__all__ = ["search"]
 
 LARGE_BODIES = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 """aiohttp's, of requests longer than those that the listener makes by default."""

@@ -14,7 +14,6 @@ from sagascope import FanOutSaga, OutboxSagaListener, PostgresOutbox, SQLiteOutb
 from sagascope.events import EventType, decode
 from tests.sagascope.conftest import fails, ok
 from tests.sagascope.listeners.contract import ListenerContract, NetworkedContract, a_run
-from tests.servers.postgresql import postgresql as postgresql  # noqa: PLC0414 - pytest finds the fixture in this module
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

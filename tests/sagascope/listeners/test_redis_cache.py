@@ -24,7 +24,7 @@ from sagascope.listeners.redis_cache import CachedSaga, RedisCacheListener
 from sagascope.scope import saga_scope
 from tests.sagascope.conftest import a_whole_life, make_event
 from tests.sagascope.listeners.contract import NetworkedContract, a_run, exceptions_of
-from tests.servers.redis import flush, redis_at, redis_cluster, redis_server
+from tests.servers.redis import flush, redis_at
 from tests.servers.server import free_port
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sagascope.listener import EventListener
-
-__all__ = ["redis_cluster", "redis_server"]  # fixtures
 
 
 def client_at(port: int, **options: Any) -> Any:

@@ -15,14 +15,11 @@ from sagascope.listeners.webhook import ENDS
 from tests.sagascope.conftest import make_event, until
 from tests.sagascope.listeners.contract import NetworkedContract
 from tests.sagascope.listeners.webhooks import SECRET, ends, got, ids, to, written
-from tests.servers.webhook_receiver import Receiver, receiver, receiving, webhook_process
+from tests.servers.webhook_receiver import Receiver, receiving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-
-__all__ = ["receiver", "webhook_process"]
 
 
 class TestWebhook(NetworkedContract):

@@ -10,12 +10,9 @@ import pytest
 
 from sagascope import PermanentError, TransientError, WebhookListener
 from tests.sagascope.listeners.webhooks import LOOPBACK, SECRET, ends, to, written
-from tests.servers.webhook_receiver import receiver, webhook_process
 
 if TYPE_CHECKING:
     from tests.servers.webhook_receiver import Receiver
-
-__all__ = ["receiver", "webhook_process"]
 
 
 def test_what_arrives_is_verified_by_the_library(receiver: Receiver) -> None:

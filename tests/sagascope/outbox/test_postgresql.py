@@ -19,9 +19,8 @@ from tests.sagascope.conftest import make_event, until
 from tests.sagascope.listeners.contract import a_run
 from tests.sagascope.outbox.behaviour import OutboxBehaviour, Transaction
 from tests.servers.postgresql import PostgresServer
-from tests.servers.postgresql import postgresql as postgresql  # noqa: PLC0414 - pytest finds the fixture in this module
 from tests.servers.proxy import Fault, Proxy
-from tests.servers.server import free_port
+from tests.servers.server import free_port, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -338,9 +337,9 @@ def test_an_errors_detail_is_not_repeated(dsn: str) -> None:
     asyncio.run(main())
 
 
-def test_a_server_that_restarts_is_transient(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_server_that_restarts_is_transient() -> None:
     """While it is down writes say so; once it is back they work, and what was committed is there."""
-    server = PostgresServer(tmp_path_factory.mktemp("pg"), free_port())
+    server = PostgresServer(state_folder("postgresql"), free_port())
     server.initialise()
     outbox, one, two = PostgresOutbox(server.dsn("postgres")), a_run("order-1"), a_run("order-2")
 
