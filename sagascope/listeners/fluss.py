@@ -85,7 +85,7 @@ class FlussAnalyticsListener(EventListener):
         """Do no I/O yet.
 
         Args:
-            fluss_client: The bootstrap server's host:port, or a connection of pyfluss.
+            fluss_client: Bootstrap servers, one or more host:port with commas between, or a connection of pyfluss.
             database: Made if absent.
             table: Made if absent. One that exists must be a log table with the columns of `COLUMNS`, bucketed by
                 saga_id and not partitioned; further columns that allow NULL are left NULL.
@@ -168,20 +168,26 @@ class FlussAnalyticsListener(EventListener):
                 await session.writer.flush()  # sends at once, not after writer.batch-timeout-ms
                 await handle.wait()
             else:
-                acknowledged = asyncio.ensure_future(handle.wait())
-                self._held.add(acknowledged)
-                acknowledged.add_done_callback(self._let_go)
-                await asyncio.shield(acknowledged)
+                await self._acknowledged(asyncio.ensure_future(handle.wait()))
         except session.error as error:
             raise self._failure(error, session.names, "writing to") from error
 
-    def _failure(self, error: FlussError, names: Mapping[int, str], doing: str) -> DeliveryError:
-        return delivery_error(error, names, f"{doing} table {self._database}.{self._table}")
+    async def _acknowledged(self, acknowledged: asyncio.Future[None]) -> None:
+        """Wait for it; where the wait is cancelled, remember that its batch is still in a buffer that is not ours."""
+        try:
+            await asyncio.shield(acknowledged)
+        except asyncio.CancelledError:
+            self._held.add(acknowledged)
+            acknowledged.add_done_callback(self._let_go)
+            raise
 
     def _let_go(self, acknowledged: asyncio.Future[None]) -> None:
         self._held.discard(acknowledged)
         if not acknowledged.cancelled():
-            acknowledged.exception()  # seen, where the write that waited for it was cancelled
+            acknowledged.exception()  # nobody waits for it any more: no complaint
+
+    def _failure(self, error: FlussError, names: Mapping[int, str], doing: str) -> DeliveryError:
+        return delivery_error(error, names, f"{doing} table {self._database}.{self._table}")
 
     async def _connect(self) -> _Session:
         fluss = await asyncio.to_thread(_driver)  # the import takes half a second, and sagas run on
