@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = [
     "tests.servers.elasticsearch",
+    "tests.servers.fluss",
     "tests.servers.postgresql",
     "tests.servers.prometheus",
     "tests.servers.redis",

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from pipelines import fluss_stack
-from tests.servers.server import CHECKOUT, DOWNLOADS, INSTALL_SECONDS, free_port, require_debian, say
+from tests.servers.server import CHECKOUT, DOWNLOADS, INSTALL_SECONDS, free_port, require_debian, say, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -144,14 +144,14 @@ class FlussServer:
 
 
 @pytest.fixture(scope="session")
-def fluss_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlussServer]:
+def fluss_server() -> Iterator[FlussServer]:
     """A Fluss cluster, for the whole test run."""
     java = require_debian("java", "openjdk-17-jre-headless")
     _bring_jars()
     server = FlussServer(
         fluss_stack.Settings(
             jars=JARS,
-            home=tmp_path_factory.mktemp("fluss"),
+            home=state_folder("fluss"),
             java=java,
             session_timeout=2,  # a killed tablet server can't come back before its session is over
             advertised_port=free_port(),

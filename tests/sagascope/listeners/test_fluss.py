@@ -15,18 +15,16 @@ from sagascope.delivery import TimeoutWrappedListener
 from sagascope.errors import PermanentError, TransientError
 from sagascope.listeners.fluss import FlussAnalyticsListener, delivery_error
 from tests.sagascope.listeners.contract import TIMEOUT_MS, NetworkedContract, a_run, exceptions_of
-from tests.servers.fluss import FlussServer, fluss_server, fluss_table
 from tests.servers.proxy import Fault, Proxy
 from tests.servers.server import CHECKOUT
 
 if TYPE_CHECKING:
+    from tests.servers.fluss import FlussServer
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from sagascope.events import SagaEvent
     from sagascope.listener import EventListener
-
-__all__ = ["fluss_server", "fluss_table"]
 
 
 class TestFlussAnalyticsListener(NetworkedContract):

@@ -18,15 +18,13 @@ from sagascope.listeners.fluss import FlussAnalyticsListener
 from sagascope.listeners.fluss_rows import BUCKET_KEY, COLUMNS, LARGEST_EVENT, table_schema
 from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import a_run
-from tests.servers.fluss import FlussServer, fluss_server, fluss_table
 from warehouse.tables import EVENTS
 
 if TYPE_CHECKING:
+    from tests.servers.fluss import FlussServer
     from collections.abc import Callable
 
     from sagascope.listener import EventListener
-
-__all__ = ["fluss_server", "fluss_table"]
 
 
 def many(sagas: int) -> list[SagaEvent]:

@@ -60,6 +60,8 @@ def port(redis_server: int) -> int:
 
 
 class TestRedisCache(NetworkedContract):
+    """The laws of every listener, on the real server."""
+
     module = "sagascope.listeners.redis_cache"
     name = "RedisCacheListener"
     drivers: ClassVar[Sequence[str]] = ("redis",)
