@@ -42,6 +42,9 @@ class WrappedListener(EventListener):
     def stamp(self, event: SagaEvent) -> SagaEvent:
         return self.inner.stamp(event)
 
+    def left(self, run_id: str) -> None:
+        self.inner.left(run_id)
+
     async def open(self) -> None:
         if isinstance(self.inner, EventListener):
             await self.inner.open()

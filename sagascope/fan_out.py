@@ -28,6 +28,7 @@ from sagascope.delivery import name_of
 from sagascope.events import EventType
 from sagascope.lanes import Inline, InlineLane, Lane, Queued, Told
 from sagascope.listener import HOOKS, SagaListener
+from sagascope.resilient import said
 from sagascope.scope import NoSagaScopeError, event_now
 
 if TYPE_CHECKING:
@@ -119,8 +120,18 @@ class FanOut(SagaListener):
 
     def stamp(self, event: SagaEvent) -> SagaEvent:
         for lane in self._lanes.values():
-            event = lane.listener.stamp(event)
+            try:
+                event = lane.listener.stamp(event)
+            except Exception as error:  # noqa: BLE001 - a listener's fault is neither the saga's nor another listener's
+                logger.error("%s.stamp failed for event %s: %s", lane.name, event.event_id, said(error))  # noqa: TRY400
         return event
+
+    def left(self, run_id: str) -> None:
+        for lane in self._lanes.values():
+            try:
+                lane.listener.left(run_id)
+            except Exception as error:  # noqa: BLE001 - as above
+                logger.error("%s.left failed for run %s: %s", lane.name, run_id, said(error))  # noqa: TRY400
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
         """Tell of events that no hook is told of now: those of a topic, say. Listeners of hooks hear what events hold.

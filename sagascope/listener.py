@@ -42,6 +42,13 @@ class SagaListener:
         """
         return event
 
+    def left(self, run_id: str) -> None:
+        """The run is over in this process; called last, in the saga's own task, also of a run that was cancelled.
+
+        Such a run tells no end: a tracer ends its spans here. Called for runs within `saga_scope` (a `FanOutSaga`'s are),
+        not for one that was cancelled below a `SagazBridge`. Must neither wait nor do I/O.
+        """
+
     async def on_saga_started(self, saga_id: str, saga_name: str, context: Mapping[str, Any]) -> None:
         """Once, before the first step."""
 

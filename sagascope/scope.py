@@ -172,6 +172,7 @@ class SagaScope:
         was cancelled, and nobody told."""
         self._outer: SagaScope | None = None
         self._sequence = 0
+        self._over = False
         self._first: SagaEvent | None = None
         self._began = clock.monotonic()
         self._step_began: dict[tuple[EventType, str], float] = {}
@@ -195,6 +196,13 @@ class SagaScope:
             within = within._outer  # noqa: SLF001 - its own class
         if within is self:
             _scope.set(self._outer)
+        if not self._over:
+            self._over = True
+            for listener in tuple(self.listeners):
+                try:
+                    listener.left(self.run_id)
+                except Exception as error:  # noqa: BLE001 - a listener's fault is not the saga's
+                    self._say_failed(listener, f"left failed for run {self.run_id}", error)
 
     async def started(self, context: Mapping[str, Any]) -> None:
         """The run begins. Of `context` only the keys' names are kept, and the values that the allow-list names."""
@@ -202,8 +210,8 @@ class SagaScope:
         self.keep_private(context)
         self._attributes = {key: _text(context[key]) for key in self._attribute_keys if key in context}
         keys = tuple(sorted(key for key in map(_text, context) if not key.startswith("__")))
-        self._first = event = self.mint(EventType.SAGA_STARTED, context_keys=keys)
-        await self._tell(event, "on_saga_started", self.saga_id, self.saga_name, context)
+        event = self.mint(EventType.SAGA_STARTED, context_keys=keys)
+        self._first = await self._tell(event, "on_saga_started", self.saga_id, self.saga_name, context)
 
     async def step_started(self, step_name: str) -> None:
         """An attempt of a step begins."""
@@ -351,19 +359,20 @@ class SagaScope:
             logger.exception("the filter of error messages failed: the message of %s is withheld", type(error).__name__)
             return "[withheld: the filter of error messages failed]"
 
-    async def _tell(self, event: SagaEvent, hook: str, *arguments: Any) -> None:
-        """Tell all listeners, after those that are still being told of something before."""
+    async def _tell(self, event: SagaEvent, hook: str, *arguments: Any) -> SagaEvent:
+        """Tell all listeners, after those that are still being told of something before; the event as they saw it."""
         event = self._stamped(event)
         if self._telling:
             await asyncio.wait(self._telling)
         await self._deliver(event, hook, arguments)
+        return event
 
     def _stamped(self, event: SagaEvent) -> SagaEvent:
         for listener in tuple(self.listeners):
             try:
                 event = listener.stamp(event)
             except Exception as error:  # noqa: BLE001 - a listener's fault is not the saga's
-                self._say_failed(listener, "stamp", event, error)
+                self._say_failed(listener, f"stamp failed for event {event.event_id}", error)
         return event
 
     async def _deliver(self, event: SagaEvent, hook: str, arguments: tuple[Any, ...]) -> None:
@@ -373,13 +382,13 @@ class SagaScope:
             called = (_call(listener, hook, arguments) for listener in told_now)
             for listener, error in zip(told_now, await asyncio.gather(*called, return_exceptions=True), strict=True):
                 if error is not None:  # a listener's own CancelledError too, which would otherwise cancel the step
-                    self._say_failed(listener, hook, event, error)
+                    self._say_failed(listener, f"{hook} failed for event {event.event_id}", error)
 
-    def _say_failed(self, listener: SagaListener, hook: str, event: SagaEvent, error: BaseException) -> None:
+    def _say_failed(self, listener: SagaListener, failure: str, error: BaseException) -> None:
         """In the log: where, and what, but not the values that a traceback's last line may quote."""
         where = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES_SHOWN)).rstrip()
-        what = (type(listener).__name__, hook, event.event_id, type(error).__name__, self._message(error), where)
-        logger.error("%s.%s failed for event %s: %s: %s\n%s", *what)
+        what = (type(listener).__name__, failure, type(error).__name__, self._message(error), where)
+        logger.error("%s.%s: %s: %s\n%s", *what)
 
 
 async def _call(listener: SagaListener, hook: str, arguments: tuple[Any, ...]) -> None:

@@ -130,6 +130,11 @@ class MetricsSagaListener(EventListener):
         if events:
             self._opened().count(events)
 
+    def left(self, run_id: str) -> None:
+        """A run that was cancelled tells no end, and is active no more."""
+        if self._metrics is not None:
+            self._metrics.leave(run_id)
+
     def _opened(self) -> _Metrics:
         if self._metrics is None:
             self._metrics = _metrics_in(self._registry, self._settings)
@@ -214,6 +219,11 @@ class _Metrics:
             for event in events:
                 if self._events.add(event.event_id):
                     self._count(event)
+
+    def leave(self, run_id: str) -> None:
+        with self._lock:
+            self._ended.add(run_id)  # its start may be queued still
+            self._running.pop(run_id, None)
 
     def _count(self, event: SagaEvent) -> None:
         saga = self._saga_label(event.saga_name)

@@ -61,8 +61,9 @@ class TracingSagaListener(EventListener):
 
     A failure sets the span's status to the event's error_type and error_message, from which values of the context have
     been taken; the exception itself is not recorded. A span whose end is never told (the saga was cancelled) ends with
-    the time of the run's last event and the status `abandoned`: when the run is older than `max_age_seconds` or one of
-    more than `max_open` as another begins, at its own run's end, or at `close`.
+    the time of the run's last event and the status `abandoned`: when its run is left, cancelled or not, or at `close`; of a
+    run below a SagazBridge, which hears of no cancellation, when it is older than `max_age_seconds`, or one of more than
+    `max_open`, as another begins.
     """
 
     def __init__(
@@ -121,6 +122,16 @@ class TracingSagaListener(EventListener):
             return event
         about = run.span.get_span_context()
         return msgspec.structs.replace(event, trace_id=f"{about.trace_id:032x}") if about.is_valid else event
+
+    def left(self, run_id: str) -> None:
+        """End what a run left open that was cancelled, and give its caller the context back."""
+        if self._otel is None:
+            return
+        with self._lock:
+            run = self._runs.pop(run_id, None)
+        if run is not None:
+            self._abandon(run)
+        self._otel.leave(lambda step: step.run_id == run_id)
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
         if not events:

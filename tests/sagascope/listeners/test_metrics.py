@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,10 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sagascope.errors import PermanentError
 from sagascope.events import EventType, SagaEvent
+from sagascope.fan_out import FanOut
 from sagascope.integrations.sagaz import FanOutSaga
 from sagascope.listeners.metrics import MetricsSagaListener
 from sagascope.scope import saga_scope
-from tests.sagascope.conftest import ManualClock, a_whole_life, fails, make_event, ok
+from tests.sagascope.conftest import ManualClock, a_whole_life, fails, make_event, ok, until
 from tests.sagascope.listeners.contract import ListenerContract, a_run, exceptions_of
 
 if TYPE_CHECKING:
@@ -359,3 +361,24 @@ def test_a_saga_of_sagaz_is_counted() -> None:
     assert after["sagaz_step_completed_total{saga_name=shop,status=failed,step_name=charge}"] == 1
     assert after["sagaz_compensation_total{saga_name=shop,status=completed,step_name=reserve}"] == 1
     assert after["saga_active_count{saga_name=shop}"] == 0
+
+
+def test_a_cancelled_run_is_active_no_more() -> None:
+    """It tells no end; that it was left is enough, also where its start comes out of a queue only then."""
+    counted = CollectorRegistry()
+    listener = MetricsSagaListener(counted)
+
+    async def main() -> None:
+        async with FanOut([listener]) as fan_out:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05), saga_scope("o-1", "order", listeners=[fan_out]) as saga:
+                    await saga.started({})
+                    await until(lambda: series(counted).get("saga_active_count{saga_name=order}") == 1)
+                    await asyncio.sleep(60)
+            assert series(counted)["saga_active_count{saga_name=order}"] == 0
+            late = make_event()
+            listener.left(late.run_id)
+            await fan_out.write([late])
+
+    asyncio.run(main())
+    assert series(counted)["saga_active_count{saga_name=order}"] == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -297,25 +297,52 @@ def test_the_caller_finds_its_context_as_it_was(tracing: Tracing, ending: str) -
     assert list(tracing.tree) == ["request"]
 
 
-def test_a_run_that_was_cancelled_is_abandoned(tracing: Tracing) -> None:
-    """Spans whose end nobody tells end at close, with the time of the last event and a status that says so."""
+def test_a_run_that_was_cancelled_is_abandoned_as_it_is_left(tracing: Tracing) -> None:
+    """A cancelled run tells no end: its spans end at once, with the time of the last event and a status that says so."""
 
     async def main() -> int:
-        saga = FanOutSaga("shop", listeners=[tracing.listener]).add_step("pay", sleeps(60))
+        saga = FanOutSaga("shop", listeners=[FanOut([tracing.listener])]).add_step("pay", sleeps(60))
         running = asyncio.create_task(saga.run({}))
         await asyncio.sleep(0.05)
+        assert tracing.spans == []
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        assert tracing.spans == []
         with tracing.tracer.start_as_current_span("later") as later:
-            await tracing.listener.close()
-        return later.start_time  # type: ignore[attr-defined, no-any-return] # of the SDK's
+            return later.start_time  # type: ignore[attr-defined, no-any-return] # of the SDK's
 
     later = asyncio.run(main())
     step, run = tracing.named("saga.step.action.pay"), tracing.named("saga.execute.shop")
     assert attributes(step)["saga.step.status"] == attributes(run)["saga.status"] == "abandoned"
     assert all(span.start_time <= span.end_time < later for span in (step, run))  # type: ignore[operator]
     assert step.status.status_code is run.status.status_code is UNSET
+
+
+def test_a_cancelled_run_of_a_saga_scope_gives_its_caller_the_context_back(tracing: Tracing) -> None:
+    """Also where the step ran in the caller's own task, and the cancellation came from outside."""
+
+    async def main() -> None:
+        before = context.get_current()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05), saga_scope("o-1", "order", listeners=[tracing.listener]) as saga:
+                await saga.started({})
+                await saga.step_started("pay")
+                await asyncio.sleep(60)
+        assert context.get_current() is before
+
+    asyncio.run(main())
+    assert attributes(tracing.named("saga.execute.order"))["saga.status"] == "abandoned"
+
+
+def test_a_cancelled_run_below_a_bridge_is_abandoned_at_close(tracing: Tracing) -> None:
+    """sagaz tells a bridge of no cancellation."""
+
+    async def main() -> None:
+        await run_and_cancel(SagazBridge([tracing.listener]))
+        assert tracing.spans == []
+        await tracing.listener.close()
+
+    asyncio.run(main())
+    assert attributes(tracing.named("saga.execute.lost"))["saga.status"] == "abandoned"
 
 
 def test_open_runs_are_bounded() -> None:
