@@ -20,6 +20,9 @@ import pytest
 
 import sagascope
 from tests.docs.page_needs import MADE_BY, FileSink
+from tests.servers.elasticsearch import elasticsearch_port
+from tests.servers.postgresql import postgresql
+from tests.servers.redis import redis_server
 from tests.servers.server import CHECKOUT
 from tests.servers.webhook_receiver import receiver, webhook_process
 
@@ -28,16 +31,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-__all__ = ["receiver", "webhook_process"]
+__all__ = ["elasticsearch_port", "postgresql", "receiver", "redis_server", "webhook_process"]
 
-for _module, _fixture in (
-    ("redis", "redis_server"),
-    ("elasticsearch", "elasticsearch_port"),
-    ("postgresql", "postgresql"),
-    ("fluss", "fluss_server"),
-):
-    if find_spec(f"tests.servers.{_module}"):  # else the blocks that need it are skipped, see `missing`
-        globals()[_fixture] = getattr(import_module(f"tests.servers.{_module}"), _fixture)
+if find_spec("tests.servers.fluss"):  # else the block that needs it is skipped, see `Block.missing`
+    globals()["fluss_server"] = import_module("tests.servers.fluss").fluss_server
 
 PAGE = CHECKOUT / "docs" / "multi-sink-fanout.md"
 STORY = ["saga_started", "step_started", "step_completed", "saga_completed"]
@@ -167,6 +164,7 @@ async def check_registering(page: dict[str, Any]) -> None:
     assert page["fan_out"].health().listeners
     assert all(counts.delivered == counts.accepted > 0 for counts in page["fan_out"].counts.values())
     assert page["spans"].get_finished_spans()
+    assert sum(row["saga_id"] == "order-17" for row in await page["fluss_server"].rows("events_in")) == len(STORY)
     assert await page["redis"].hget("saga:order-17", "status") == "completed"
     assert await _found(page["elasticsearch"], "order-17") == len(STORY)
     assert await page["database"].fetchval("SELECT count(*) FROM sagascope_outbox WHERE saga_id = 'order-17'") == len(
