@@ -1,7 +1,7 @@
 """The Python of docs/multi-sink-fanout.md, run from top to bottom in one namespace, against real servers.
 
 A comment above each block gives its name and what it needs, which page_needs.py makes. `check_…` says what is to be
-seen once the block has run. A block is skipped only while a listener that it imports is not part of the package.
+seen once the block has run.
 """
 
 from __future__ import annotations
@@ -12,29 +12,18 @@ import inspect
 import json
 import re
 from contextlib import AsyncExitStack
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-import sagascope
 from tests.docs.page_needs import MADE_BY, FileSink
-from tests.servers.elasticsearch import elasticsearch_port
-from tests.servers.postgresql import postgresql
-from tests.servers.redis import redis_server
 from tests.servers.server import CHECKOUT
-from tests.servers.webhook_receiver import receiver, webhook_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-__all__ = ["elasticsearch_port", "postgresql", "receiver", "redis_server", "webhook_process"]
-
-if find_spec("tests.servers.fluss"):  # else the block that needs it is skipped, see `Block.missing`
-    globals()["fluss_server"] = import_module("tests.servers.fluss").fluss_server
 
 PAGE = CHECKOUT / "docs" / "multi-sink-fanout.md"
 STORY = ["saga_started", "step_started", "step_completed", "saga_completed"]
@@ -53,19 +42,6 @@ class Block(NamedTuple):
     def code(self) -> Any:
         """Compiled so that a traceback shows the page's own line; may await at its top level."""
         return compile("\n" * (self.line - 1) + self.source, PAGE, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-
-    def missing(self) -> set[str]:
-        """The modules of ours that it needs and that are not there yet."""
-        imports = (node for node in ast.walk(ast.parse(self.source)) if isinstance(node, ast.ImportFrom))
-        homes = {sagascope._HOME[a.name] for node in imports if node.module == "sagascope" for a in node.names}
-        return {home for home in homes if not _is_there(home)}
-
-
-def _is_there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even its package
-        return False
 
 
 TEXT = PAGE.read_text()
@@ -120,8 +96,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.name for block in BLOCKS])
 def test_the_page_does_what_it_says(block: Block, reader: Reader, request: pytest.FixtureRequest) -> None:
     """Each block runs as it stands, after those before it, and has the effect that the page claims."""
-    if missing := block.missing():
-        pytest.skip(f"not part of the package yet: {', '.join(sorted(missing))}")
     reader.run(block, request)
 
 

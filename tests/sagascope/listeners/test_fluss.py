@@ -19,12 +19,12 @@ from tests.servers.proxy import Fault, Proxy
 from tests.servers.server import CHECKOUT
 
 if TYPE_CHECKING:
-    from tests.servers.fluss import FlussServer
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from sagascope.events import SagaEvent
     from sagascope.listener import EventListener
+    from tests.servers.fluss import FlussServer
 
 
 class TestFlussAnalyticsListener(NetworkedContract):

@@ -21,10 +21,10 @@ from tests.sagascope.listeners.contract import a_run
 from warehouse.tables import EVENTS
 
 if TYPE_CHECKING:
-    from tests.servers.fluss import FlussServer
     from collections.abc import Callable
 
     from sagascope.listener import EventListener
+    from tests.servers.fluss import FlussServer
 
 
 def many(sagas: int) -> list[SagaEvent]:

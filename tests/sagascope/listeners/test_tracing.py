@@ -334,7 +334,7 @@ def test_a_cancelled_run_of_a_saga_scope_gives_its_caller_the_context_back(traci
 
 
 def test_a_cancelled_run_below_a_bridge_is_abandoned_at_close(tracing: Tracing) -> None:
-    """sagaz tells a bridge of no cancellation."""
+    """Sagaz tells a bridge of no cancellation."""
 
     async def main() -> None:
         await run_and_cancel(SagazBridge([tracing.listener]))
