@@ -97,7 +97,7 @@ class TestGateway:
     [
         ("7", 7, 7),
         ("0", 0, 0),
-        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3_000, 3_600),
+        (format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True), 1, 86_400),
         ("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
         ("soon", None, None),
         ("-3", None, None),
