@@ -99,7 +99,7 @@ class ElasticsearchListener(EventListener):
         Args:
             es_client: An `AsyncElasticsearch`, or opensearch-py's `AsyncOpenSearch`.
             index: An index, which the server makes where it is missing, or an alias or a data stream.
-            put_template: False: templates are yours, and so is the mapping; for credentials that may only write.
+            put_template: False: templates are yours, and so is the mapping; the right to create documents is enough.
             max_request_bytes: A batch that is longer goes in several requests, an event that is longer in one of its
                 own. Both drivers' aiohttp writes a body at one go, and warns above 1 MiB that this holds up the loop.
 
