@@ -41,7 +41,6 @@ _LONGEST_ID_BYTES = 512
 """Of a document's _id: for one that is longer, the server refuses the whole bulk."""
 _LONGEST_KEYWORD = 8191
 """Characters, of up to four bytes each, that fit into one term of the index (32,766 bytes)."""
-_LONGEST_REASON = 500
 
 _MAY_PASS = frozenset({401, 402, 403, 404, 407, 408, 425, 429})
 """Credentials, rights, a block on writes, a missing index: no event's fault, and mended while events wait. Overload."""
@@ -100,7 +99,7 @@ class ElasticsearchListener(EventListener):
         Args:
             es_client: An `AsyncElasticsearch`, or opensearch-py's `AsyncOpenSearch`.
             index: An index, which the server makes where it is missing, or an alias or a data stream.
-            put_template: False: templates are yours, and so is the mapping; for credentials that may only write.
+            put_template: False: templates are yours, and so is the mapping; the right to create documents is enough.
             max_request_bytes: A batch that is longer goes in several requests, an event that is longer in one of its
                 own. Both drivers' aiohttp writes a body at one go, and warns above 1 MiB that this holds up the loop.
 
@@ -339,11 +338,11 @@ def _explained(error: Any) -> str:
     """Type and reason of an error by the server, and the reason at its bottom; of what is none, nothing."""
     if not isinstance(error, Mapping):
         return ""
-    said = f"{error.get('type')}: {error.get('reason')}"[:_LONGEST_REASON]
+    said = f"{error.get('type')}: {error.get('reason')}"[:500]
     cause = error
     while isinstance(cause.get("caused_by"), Mapping):
         cause = cause["caused_by"]
-    return said if cause is error else f"{said}; {cause.get('reason')}"[: 2 * _LONGEST_REASON]
+    return said if cause is error else f"{said}; {cause.get('reason')}"[:1000]
 
 
 def _retry_after(answer: Any) -> float | None:

@@ -56,6 +56,8 @@ class Product(NamedTuple):
     artifact: str
     settings: str
     variable: str
+    files: tuple[tuple[str, str], ...] = ()
+    """More files of its configuration, by name."""
 
     @property
     def name(self) -> str:
@@ -65,6 +67,23 @@ class Product(NamedTuple):
 
 ELASTICSEARCH = Product(
     "org.elasticsearch.distribution.integ-test-zip:elasticsearch:8.7.1", "xpack.security.enabled: false\n", "ES"
+)
+WRITER = ("w", "writerpw1")
+"""The one user of `SECURED`, and its password: may make indices called sagas, and documents in them, and no more."""
+SECURED = ELASTICSEARCH._replace(
+    settings="""\
+xpack.security.enabled: true
+xpack.security.http.ssl.enabled: false
+xpack.security.transport.ssl.enabled: false
+""",
+    files=(
+        ("roles.yml", "writer: {indices: [{names: ['sagas*'], privileges: [create_doc, auto_configure]}]}\n"),
+        ("users_roles", "writer:w\n"),
+        (
+            "users",
+            "w:$2a$10$yypFwt/FiD/r.ItWC8MEVO5Y6Sd.r59BIMgUGZ6nOgdlre8g9Wp2.\n",
+        ),  # what `elasticsearch-users` wrote
+    ),
 )
 OPENSEARCH = Product("org.opensearch.distribution.integ-test-zip:opensearch:2.19.6", "", "OPENSEARCH")
 
@@ -93,6 +112,8 @@ def node(product: Product, folder: Path, port: int) -> Iterator[subprocess.Popen
     own = f"http.port: {port}\ntransport.port: {free_port()}\npath.data: {folder}/data\npath.logs: {folder}/logs\n"
     (configuration / f"{product.name}.yml").write_text(_SETTINGS + product.settings + own)
     (configuration / "jvm.options").write_text(_JVM.format(name=product.variable))
+    for name, text in product.files:
+        (configuration / name).write_text(text)
     environment = {
         f"{product.variable}_JAVA_HOME": java,
         f"{product.variable}_PATH_CONF": str(configuration),
@@ -101,7 +122,7 @@ def node(product: Product, folder: Path, port: int) -> Iterator[subprocess.Popen
     with running(
         [str(home / "bin" / product.name)],
         folder=folder,
-        ready=lambda: ask(port, "GET", "/_cluster/health?wait_for_status=yellow&timeout=1s")[0] == 200,
+        ready=lambda: ask(port, "GET", "/_cluster/health?wait_for_status=yellow&timeout=1s")[0] in (200, 401),
         user="nobody",  # both refuse root
         environment=environment,
         seconds=_READY_SECONDS,

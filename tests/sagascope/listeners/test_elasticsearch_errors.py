@@ -19,10 +19,12 @@ from sagascope.listeners.elasticsearch import ElasticsearchListener, delivery_er
 from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import a_run, exceptions_of
 from tests.sagascope.listeners.search import elasticsearch_client, listening, opensearch_client
+from tests.servers.elasticsearch import SECURED, WRITER, node
 from tests.servers.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("client", [elasticsearch_client, opensearch_client])
@@ -97,7 +99,7 @@ class TestGateway:
     [
         ("7", 7, 7),
         ("0", 0, 0),
-        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3_000, 3_600),
+        (format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True), 1, 86_400),
         ("Sun, 06 Nov 1994 08:49:37 GMT", 0, 0),
         ("soon", None, None),
         ("-3", None, None),
@@ -120,6 +122,30 @@ def test_retry_after_is_handed_on(value: str, least: float | None, most: float |
             assert waits is None if least is None or most is None else waits is not None and least <= waits <= most
 
     asyncio.run(main())
+
+
+def test_credentials_that_lack_something_are_transient(tmp_path: Path) -> None:
+    """A wrong password, no right to see templates or to make the index: the events wait. A right to create is enough."""
+    events = a_run("order-1")
+
+    async def main(port: int) -> None:
+        async def write(user: tuple[str, str], index: str, **options: Any) -> None:
+            async with elasticsearch.AsyncElasticsearch(f"http://127.0.0.1:{port}", basic_auth=user) as client:
+                await ElasticsearchListener(client, index, **options).write(events)
+
+        for user, index, options, reason in (
+            ((WRITER[0], "wrong"), "sagas", {}, "401 security_exception"),
+            ((WRITER[0], "wrong"), "sagas", {"put_template": False}, "401 security_exception"),
+            (WRITER, "sagas", {}, r"put_template=False.* 403 security_exception"),
+            (WRITER, "other", {"put_template": False}, "403 security_exception"),
+        ):
+            with pytest.raises(TransientError, match=reason):
+                await write(user, index, **options)
+        await write(WRITER, "sagas", put_template=False)
+        await write(WRITER, "sagas", put_template=False)
+
+    with node(SECURED, tmp_path, port := free_port()):
+        asyncio.run(main(port))
 
 
 def test_a_server_that_the_client_does_not_support_is_permanent() -> None:
