@@ -23,6 +23,7 @@ pytest_plugins = [
     "tests.servers.fluss",
     "tests.servers.postgresql",
     "tests.servers.prometheus",
+    "tests.servers.rabbitmq",
     "tests.servers.redis",
     "tests.servers.webhook_receiver",
 ]

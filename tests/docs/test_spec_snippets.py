@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+import sagascope
 from tests.docs.page_needs import MADE_BY, FileSink
 from tests.servers.server import CHECKOUT
 

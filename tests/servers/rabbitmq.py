@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers.server import answers, free_port, make_reachable, require_debian, running
+from tests.servers.server import answers, free_port, require_debian, running, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,8 +105,8 @@ class RabbitMQ:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+def rabbitmq_server() -> Iterator[RabbitMQ]:
     """One that runs."""
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    server = RabbitMQ(state_folder("rabbitmq"))
     with server.running():
         yield server

@@ -21,7 +21,7 @@ from sagascope.listeners.rabbitmq import RabbitMQListener
 from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import NetworkedContract, a_run, exceptions_of
 from tests.servers.proxy import Fault, Proxy
-from tests.servers.rabbitmq import MAX_MESSAGE_BYTES, RabbitMQ, rabbitmq_server
+from tests.servers.rabbitmq import MAX_MESSAGE_BYTES, RabbitMQ
 from tests.servers.server import free_port
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage, AbstractQueue
 
     from sagascope.listener import EventListener
-
-__all__ = ["rabbitmq_server"]  # a fixture
 
 
 def url_at(port: int) -> str:
