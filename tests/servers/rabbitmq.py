@@ -89,7 +89,6 @@ class RabbitMQ:
 
     def ctl(self, *arguments: str) -> str:
         """What rabbitmqctl answers."""
-        make_reachable(self._folder)  # another pytest that starts closes the folder above again
         ran = subprocess.run(
             [f"{PROGRAMS}/rabbitmqctl", *arguments],
             env=os.environ | self._environment,

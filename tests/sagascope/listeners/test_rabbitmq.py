@@ -22,7 +22,7 @@ from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import NetworkedContract, a_run, exceptions_of
 from tests.servers.proxy import Fault, Proxy
 from tests.servers.rabbitmq import MAX_MESSAGE_BYTES, RabbitMQ
-from tests.servers.server import free_port
+from tests.servers.server import free_port, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -71,6 +71,8 @@ def ids(messages: Sequence[AbstractIncomingMessage]) -> list[str | None]:
 
 
 class TestRabbitMQ(NetworkedContract):
+    """The laws of every listener, on the real broker."""
+
     module = "sagascope.listeners.rabbitmq"
     name = "RabbitMQListener"
     drivers: ClassVar[Sequence[str]] = ("aio_pika",)
@@ -435,9 +437,9 @@ def test_a_wire_that_dies_in_mid_batch_loses_nothing(rabbitmq_server: RabbitMQ, 
     asyncio.run(main())
 
 
-def test_a_broker_killed_and_restarted(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+def test_a_broker_killed_and_restarted(name: str) -> None:
     """What was confirmed survives a kill; writes fail as transient meanwhile, and go on by themselves."""
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    server = RabbitMQ(state_folder("rabbitmq"))
     before, after = a_run("o-1"), a_run("o-2")
 
     async def main() -> None:
