@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sagascope.accounting import DeadLetters
     from sagascope.audit import JsonLinesAuditLog, SQLAuditLog
     from sagascope.dead_letters import DeadLetterFile
     from sagascope.definitions import SagaDefinition, StepDefinition
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from sagascope.outbox.postgresql import PostgresOutbox
     from sagascope.outbox.sqlite import SQLiteOutbox
     from sagascope.redaction import redact
-    from sagascope.resilient import DeadLetters, ResilientListener
+    from sagascope.resilient import ResilientListener, Retry
     from sagascope.scope import NoSagaScopeError, SagaScope, current_scope, saga_scope
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "RabbitMQListener",
     "RedisCacheListener",
     "ResilientListener",
+    "Retry",
     "SQLAuditLog",
     "SQLiteOutbox",
     "SagaDefinition",
@@ -86,7 +88,7 @@ __all__ = [
 _HOME = {
     "AuditLogListener": "sagascope.listeners.audit_log",
     "DeadLetterFile": "sagascope.dead_letters",
-    "DeadLetters": "sagascope.resilient",
+    "DeadLetters": "sagascope.accounting",
     "DeliveryError": "sagascope.errors",
     "ElasticsearchListener": "sagascope.listeners.elasticsearch",
     "EventListener": "sagascope.listener",
@@ -110,6 +112,7 @@ _HOME = {
     "RabbitMQListener": "sagascope.listeners.rabbitmq",
     "RedisCacheListener": "sagascope.listeners.redis_cache",
     "ResilientListener": "sagascope.resilient",
+    "Retry": "sagascope.resilient",
     "SQLAuditLog": "sagascope.audit",
     "SQLiteOutbox": "sagascope.outbox.sqlite",
     "SagaDefinition": "sagascope.definitions",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ class DeadLetterFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "sagascope-dead-letters")  # a hung disk is to hold up no other thread
 
     async def bury(self, listener: str, events: Sequence[SagaEvent], reason: str, attempts: int) -> None:
         """Append one line an event."""
@@ -50,22 +50,21 @@ class DeadLetterFile:
             msgspec.json.encode({"dlq_metadata": about, "original_message": msgspec.Raw(encode(event))}) + b"\n"
             for event in events
         ]
-        await asyncio.to_thread(self._append, b"".join(lines))
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._append, b"".join(lines))
 
     def _append(self, lines: bytes) -> None:
-        with self._lock:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            before = os.fstat(file).st_size
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                before = os.fstat(file).st_size
-                try:
-                    written = 0
-                    while written < len(lines):
-                        written += os.write(file, lines[written:])
-                    os.fsync(file)
-                except OSError:
-                    os.ftruncate(file, before)
-                    raise
-            finally:
-                os.close(file)
+                written = 0
+                while written < len(lines):
+                    written += os.write(file, lines[written:])
+                os.fsync(file)
+            except OSError:
+                os.ftruncate(file, before)
+                raise
+        finally:
+            os.close(file)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class DeliveryError(Exception):
     """A sink did not take all events that it was given."""
 
+    is_said = False
+    """Whether its text names its class already, and is free of what must not be said."""
+
 
 class TransientError(DeliveryError):
     """Nothing was taken as far as is known; the same events may succeed later."""

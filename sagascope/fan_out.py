@@ -11,7 +11,7 @@
     async with fan_out:
         await OrderSaga(listeners=[fan_out]).run(context)
 
-What a listener goes through, from the outside in, is what `Queued` and `Inline` compose:
+What a listener goes through, from the outside in:
 
     queue, batches  <-  retry, breaker, dead letters  <-  timeout of one call  <-  the listener
 """
@@ -21,21 +21,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from sagascope.accounting import said
 from sagascope.delivery import name_of
 from sagascope.events import EventType
 from sagascope.lanes import Inline, InlineLane, Lane, Queued, Told
 from sagascope.listener import HOOKS, SagaListener
-from sagascope.resilient import said
-from sagascope.scope import NoSagaScopeError, event_now
+from sagascope.scope import NoSagaScopeError, current_scope, event_now, stamped_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
+    from sagascope.accounting import Counts, DeadLetters
     from sagascope.events import SagaEvent
-    from sagascope.resilient import Counts, DeadLetters
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class ListenerHealth(NamedTuple):
     """How one listener of a fan-out is."""
 
     state: str
-    """`ok`; `failing`: its last call failed; `open`: it is left alone for a while; `full`: the saga waits for its queue."""
+    """`ok`; `failing`: its last call failed; `open`: it is left alone for a while; `full`: there is no room in its queue."""
     queued: int
     size: int | None
     """How many events its queue takes; None where it is inline."""
@@ -64,11 +63,11 @@ class FanOut(SagaListener):
     """Tells all its listeners of every event, each by a lane of its own, and counts what became of it on each.
 
     A listener is queued, unless it says that it is inline: wrap it in `Queued` or `Inline` to choose, or to set options.
-    Per listener, events keep their order (with `workers`, the order of each saga), and at all times
+    Per listener, events keep the order in which they were told; with `workers`, that of each saga. At all times
 
         accepted = delivered + queued + dead_lettered + dropped
 
-    A fan-out belongs to one event loop. Nobody needs to open it; `aclose` delivers what is queued.
+    A fan-out belongs to one event loop at a time. Nobody needs to open it; `aclose` delivers what is queued.
 
     Args:
         listeners: Whom to tell.
@@ -77,6 +76,7 @@ class FanOut(SagaListener):
     Raises:
         TypeError: something that is no listener.
         ValueError: no listener, one listener twice, or an option out of its range.
+        RuntimeError: told from two event loops.
     """
 
     def __init__(
@@ -90,19 +90,20 @@ class FanOut(SagaListener):
         if twice:
             msg = f"listeners: got {twice[0]} twice, which would deliver everything twice"
             raise ValueError(msg)
-        names = _names([policy.listener for policy in policies])
         self._queued: list[Lane] = []
         self._inline: list[InlineLane] = []
         self._lanes: dict[str, Lane | InlineLane] = {}
-        for policy, name in zip(policies, names, strict=True):
+        for policy in policies:
+            name = _unused(name_of(policy.listener), self._lanes)
             if isinstance(policy, Queued):
                 self._queued.append(lane := Lane(policy, name, dead_letters))
                 self._lanes[name] = lane
             else:
                 self._inline.append(inline := InlineLane(policy, name, dead_letters))
                 self._lanes[name] = inline
-        self._tell_hooks = any(not lane.takes_events for lane in self._lanes.values())
-        self._closed = False
+        self._calls_hooks = any(not lane.takes_events for lane in self._lanes.values())
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Task[dict[str, int]] | None = None
 
     @property
     def counts(self) -> dict[str, Counts]:
@@ -111,17 +112,17 @@ class FanOut(SagaListener):
 
     def health(self) -> Health:
         """How each listener is; does not ask the sinks."""
-        listeners = {
-            name: ListenerHealth(lane.state, lane.counts.under_way, lane.size, lane.resilient.last_error, lane.counts)
-            for name, lane in self._lanes.items()
-        }
+        listeners = {}
+        for name, lane in self._lanes.items():
+            counts = lane.counts
+            listeners[name] = ListenerHealth(lane.state, counts.under_way, lane.size, lane.last_error, counts)
         waited_for = all(lane.state != "open" for lane in self._inline)
-        return Health(ready=waited_for and not self._closed, listeners=listeners)
+        return Health(ready=waited_for and self._closing is None, listeners=listeners)
 
     def stamp(self, event: SagaEvent) -> SagaEvent:
         for lane in self._lanes.values():
             try:
-                event = lane.listener.stamp(event)
+                event = stamped_by(lane.listener, event)
             except Exception as error:  # noqa: BLE001 - a listener's fault is neither the saga's nor another listener's
                 logger.error("%s.stamp failed for event %s: %s", lane.name, event.event_id, said(error))  # noqa: TRY400
         return event
@@ -133,13 +134,27 @@ class FanOut(SagaListener):
             except Exception as error:  # noqa: BLE001 - as above
                 logger.error("%s.left failed for run %s: %s", lane.name, run_id, said(error))  # noqa: TRY400
 
+    def tell(self, hook: str, *arguments: Any) -> Awaitable[None] | None:
+        event = event_now()
+        if event is None:
+            msg = (
+                f"FanOut.{hook} was called outside a run, so the event has no identity: "
+                "tell it through `async with saga_scope(saga_id, saga_name, listeners=[fan_out])`, or `write` an event"
+            )
+            raise NoSagaScopeError(msg)
+        if self._calls_hooks and hook == "on_saga_started":
+            arguments = (*arguments[:-1], _copied(arguments[-1]))
+        return self._tell(Told(event, hook, arguments, current_scope()), patient=False)
+
     async def write(self, events: Sequence[SagaEvent]) -> None:
         """Tell of events that no hook is told of now: those of a topic, say. Listeners of hooks hear what events hold.
 
-        Waits for room as long as a sink takes anything: whoever feeds events this way goes at the slowest sink's speed.
+        Waits for room as long as it takes: whoever feeds events this way goes at the slowest sink's speed.
         """
         for event in events:
-            await self._tell(event, _told_again(event) if self._tell_hooks else event, patient=True)
+            told = _told_again(event) if self._calls_hooks else Told(event, "", (), None)
+            if waiting := self._tell(told, patient=True):
+                await waiting
 
     async def aclose(self, timeout: float = 10.0) -> dict[str, int]:  # noqa: ASYNC109 - a deadline that keeps what it got
         """Deliver what is queued, then close the listeners; events told of later become dead letters.
@@ -150,18 +165,12 @@ class FanOut(SagaListener):
         Returns:
             How many events were left, by listener; empty where all were delivered.
         """
-        self._closed = True
-        deadline = time.monotonic() + timeout
-        left = dict(
-            zip(
-                self._lanes,
-                await asyncio.gather(*(lane.close(deadline) for lane in self._lanes.values())),
-                strict=True,
-            )
-        )
-        left = {name: number for name, number in left.items() if number}
-        if left:
-            logger.warning("closed after %g s with events left: %s", timeout, left)
+        if self._closing is None:
+            self._use_loop()
+            self._closing = asyncio.create_task(self._close(timeout))
+        left = await asyncio.shield(self._closing)
+        for lane in self._lanes.values():
+            await lane.account.kept()
         return left
 
     async def __aenter__(self) -> Self:
@@ -170,39 +179,44 @@ class FanOut(SagaListener):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    async def _hook(self, hook: str, *arguments: Any) -> None:
-        event = event_now()
-        if event is None:
-            msg = (
-                f"FanOut.{hook} was called outside a run, so the event has no identity: "
-                "tell it through `async with saga_scope(saga_id, saga_name, listeners=[fan_out])`, or `write` an event"
-            )
-            raise NoSagaScopeError(msg)
-        told: SagaEvent | Told = event
-        if self._tell_hooks:
-            if hook == "on_saga_started":  # the saga goes on changing its context while this is queued
-                arguments = (*arguments[:-1], dict(arguments[-1]))
-            told = Told(event, hook, arguments)
-        await self._tell(event, told, patient=False)
+    async def _close(self, seconds: float) -> dict[str, int]:
+        deadline = time.monotonic() + seconds
+        numbers = await asyncio.gather(*(lane.close(deadline) for lane in self._lanes.values()))
+        left = {name: number for name, number in zip(self._lanes, numbers, strict=True) if number}
+        if left:
+            logger.warning("closed after %g s with events left: %s", seconds, left)
+        return left
 
-    async def _tell(self, event: SagaEvent, told: SagaEvent | Told, *, patient: bool) -> None:
-        """Hand over to every lane; wait for those that are inline, and for room where there is none."""
-        waiting: list[Awaitable[None]] = []
-        for lane in self._queued:
-            entry = event if lane.takes_events else told
-            if not lane.offer(entry):
-                waiting.append(lane.wait_for_room(entry, patient=patient))
-        if self._inline:
-            waiting += [inline.tell(event if inline.takes_events else told) for inline in self._inline]
-        if len(waiting) == 1:
-            await waiting[0]
-        elif waiting:
-            await asyncio.gather(*waiting)
+    def _tell(self, told: Told, *, patient: bool) -> Awaitable[None] | None:
+        """Hand over to every lane, now; what is to be waited for: those that are inline, and room where there is none."""
+        if self._loop is not asyncio.get_running_loop():
+            self._use_loop()
+        waiting = [room for lane in self._queued if (room := lane.tell(told, patient=patient)) is not None]
+        waiting += [task for inline in self._inline if (task := inline.tell(told)) is not None]
+        return _all(waiting) if waiting else None
+
+    def _use_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                msg = "a FanOut belongs to one event loop, and another one that told it of events is still open"
+                raise RuntimeError(msg)
+            for lane in self._lanes.values():
+                lane.forget_loop()
+        self._loop = loop
+
+
+async def _all(waiting: Sequence[asyncio.Future[None]]) -> None:
+    """Wait for all of them, whatever becomes of each."""
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def _hook_of(hook: str) -> Callable[..., Awaitable[None]]:
     async def told(self: FanOut, *arguments: Any) -> None:
-        await self._hook(hook, *arguments)
+        if waiting := self.tell(hook, *arguments):
+            await waiting
 
     told.__name__ = hook
     return told
@@ -210,6 +224,14 @@ def _hook_of(hook: str) -> Callable[..., Awaitable[None]]:
 
 for _name in HOOKS:
     setattr(FanOut, _name, _hook_of(_name))
+
+
+def _copied(context: Any) -> Any:
+    """The context as it is now: the saga goes on changing it while the hook is queued."""
+    try:
+        return dict(context)
+    except Exception:  # noqa: BLE001 - of a class that is no proper mapping
+        return context
 
 
 class ReportedError(Exception):
@@ -236,7 +258,7 @@ def _told_again(event: SagaEvent) -> Told:
         EventType.SAGA_ROLLED_BACK: (total,),
         EventType.SAGA_FAILED: (error, total),
     }
-    return Told(event, f"on_{event.event_type}", (event.saga_id, *arguments[event.event_type]))
+    return Told(event, f"on_{event.event_type}", (event.saga_id, *arguments[event.event_type]), None)
 
 
 def _policy(listener: SagaListener | Queued | Inline) -> Queued | Inline:
@@ -248,12 +270,7 @@ def _policy(listener: SagaListener | Queued | Inline) -> Queued | Inline:
     return Inline(listener) if listener.inline else Queued(listener)
 
 
-def _names(listeners: Sequence[SagaListener]) -> list[str]:
-    """Each listener's name; of the same kind the second is called …-2."""
-    seen: Counter[str] = Counter()
-    names = []
-    for listener in listeners:
-        name = name_of(listener)
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return names
+def _unused(name: str, taken: Mapping[str, object]) -> str:
+    """The name, or name-2, name-3 … where listeners of the same kind are there before it."""
+    names = (name if number == 1 else f"{name}-{number}" for number in range(1, len(taken) + 2))
+    return next(each for each in names if each not in taken)

@@ -7,42 +7,42 @@ import contextvars
 import logging
 import time
 from collections import deque
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sagascope.delivery import TimeoutWrappedListener
-from sagascope.errors import ListenerTimeoutError
-from sagascope.resilient import Counts, DeadLetters, ResilientListener, said
+from sagascope.accounting import DeadLetters, said
+from sagascope.delivery import TimeoutWrappedListener, WrappedListener
+from sagascope.listener import EventListener
+from sagascope.resilient import Delivery, ResilientListener, Retry
 from sagascope.scope import telling
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sagascope.accounting import Counts
     from sagascope.events import SagaEvent
     from sagascope.listener import SagaListener
+    from sagascope.scope import SagaScope
 
 logger = logging.getLogger(__name__)
 
-_LEAST = {
-    "size": 1,
-    "block_seconds": 0,
-    "batch_size": 1,
-    "linger_ms": 0,
-    "workers": 1,
-    "timeout_ms": 1,
-    "retry_seconds": 0,
-}
 _POLL_SECONDS = 0.01
 _CLOSED = "told after the fan-out was closed"
-_CLOSE_GRACE_SECONDS = 1.0
-"""What closing a listener may take when the deadline has passed."""
+_LEFT = "left when the fan-out was closed"
+_KEEP_SECONDS = 2.0
+"""For keeping what is left as dead letters, beyond the deadline."""
+_GRACE_SECONDS = 1.0
+"""What ending something may take when the deadline has passed."""
 
 
 class Told(NamedTuple):
-    """One call of a hook, for a listener that has hooks of its own."""
+    """One event, and for listeners with hooks of their own the call that told of it."""
 
     event: SagaEvent
     hook: str
     arguments: tuple[Any, ...]
+    scope: SagaScope | None
+    """The run that tells, whose values no message may quote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Queued:
     """Tell the listener from a queue, in batches; the saga does not wait for it.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option out of its range, or a ResilientListener, which a FanOut's listeners are without.
     """
 
     listener: SagaListener
@@ -59,8 +59,8 @@ class Queued:
     when_full: Literal["block", "drop"] = "block"
     """`block`: the saga waits for room, then the event becomes a dead letter. A sink costs sagas `block_seconds` at most
     until its queue has come down to half, and nothing at all where it has taken nothing for so long: it can slow them
-    down for a moment, and never hold them up. Who feeds `FanOut.write` waits as long as the sink takes anything.
-    `drop`: the event is dropped and counted at once."""
+    down for a moment, and never hold them up. Who feeds `FanOut.write` waits until there is room. `drop`: the event is
+    dropped and counted at once."""
     block_seconds: float = 1.0
     batch_size: int = 500
     """At most so many events in one `write`."""
@@ -70,189 +70,289 @@ class Queued:
     """So many batches are under way at once; the events of one saga keep their order."""
     timeout_ms: int = 10_000
     """Of one `write` or hook; then it is tried again."""
-    retry_seconds: float = 60.0
-    """For how long; then its events become dead letters. More options has `ResilientListener`, in which to wrap it."""
+    retry: Retry = field(default_factory=Retry)
 
     def __post_init__(self) -> None:
         for option, least in _LEAST.items():
-            if not getattr(self, option) >= least:
-                msg = f"{option}: got {getattr(self, option)!r}; allowed: {least} or more"
-                raise ValueError(msg)
-        if self.when_full not in ("block", "drop"):
-            msg = f"when_full: got {self.when_full!r}; allowed: 'block' or 'drop'"
-            raise ValueError(msg)
+            _require(option, getattr(self, option), f"{least} or more", holds=getattr(self, option) >= least)
+        _require("when_full", self.when_full, "'block' or 'drop'", holds=self.when_full in ("block", "drop"))
+        _require_plain(self.listener)
 
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """Have the saga wait for the listener, `timeout_ms` at most, retries included; then the event is a dead letter."""
+    """Have the saga wait for the listener, `timeout_ms` at most, retries included; then the event is a dead letter.
+
+    While the listener is left alone (see `Retry`) events become dead letters at once.
+
+    Raises:
+        ValueError: an option out of its range, or a ResilientListener, which a FanOut's listeners are without.
+    """
 
     listener: SagaListener
     timeout_ms: int = 1_000
+    breaker_failures: int = 5
+    breaker_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        _require("timeout_ms", self.timeout_ms, "1 or more", holds=self.timeout_ms >= 1)
+        _require_plain(self.listener)
 
 
-class InlineLane:
+_LEAST = {"size": 1, "block_seconds": 0, "batch_size": 1, "linger_ms": 0, "workers": 1, "timeout_ms": 1}
+
+
+def _require(option: str, value: object, allowed: str, *, holds: bool) -> None:
+    if not holds:
+        msg = f"{option}: got {value!r}; allowed: {allowed}"
+        raise ValueError(msg)
+
+
+def _require_plain(listener: SagaListener) -> None:
+    while isinstance(listener, WrappedListener):
+        if isinstance(listener, ResilientListener):
+            msg = "listener: got a ResilientListener; a FanOut retries by itself: pass the listener within, and Queued(retry=…)"
+            raise ValueError(msg)  # noqa: TRY004 - it is a listener, in the wrong place
+        listener = listener.inner
+
+
+class _Lane:
+    """What both kinds have: a listener with its timeout, retries and account."""
+
+    def __init__(
+        self, listener: SagaListener, name: str, dead_letters: DeadLetters | None, ms: int, retry: Retry
+    ) -> None:
+        self.name = name
+        self.listener = listener
+        self.takes_events = listener.takes_events
+        self._limited = TimeoutWrappedListener(listener, ms)
+        self._resilient = ResilientListener(self._limited, retry=retry, dead_letters=dead_letters)
+        self.account = self._resilient.account
+        self.account.name = name
+        self.closed = False
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the events so far; those queued are under way."""
+        return self.account.counts
+
+    @property
+    def state(self) -> str:
+        """See `ListenerHealth.state`."""
+        if self._resilient.breaker.is_open:
+            return "open"
+        return "ok" if self.last_error is None else "failing"
+
+    @property
+    def last_error(self) -> str | None:
+        """Why the last call failed; None once one succeeded."""
+        return self._resilient.last_error
+
+    async def _deliver(self, told: Sequence[Told], delivery: Delivery) -> None:
+        if self.takes_events:
+            await self._resilient.deliver(delivery)
+            return
+        (one,) = told
+        with telling(one.event, one.scope):
+            await self._resilient.deliver(delivery, lambda _: self._limited.call(one.hook, *one.arguments))
+
+    async def _close(self, deadline: float) -> None:
+        """Close the account and the listener, whatever that raises or takes: the others are to be closed, too."""
+        await self.account.close(max(deadline, time.monotonic() + _KEEP_SECONDS))
+        if not isinstance(self.listener, EventListener):
+            return
+        seconds = max(_GRACE_SECONDS, deadline - time.monotonic())
+        try:
+            await TimeoutWrappedListener(self.listener, int(seconds * 1000)).call("close")
+        except Exception as error:  # noqa: BLE001
+            logger.warning("%s: closing failed: %s", self.name, said(error))
+
+
+class InlineLane(_Lane):
     """Tells a listener while the saga waits."""
 
     size = None
 
     def __init__(self, policy: Inline, name: str, dead_letters: DeadLetters | None) -> None:
-        self.name = name
-        self.listener = policy.listener
-        self.takes_events = policy.listener.takes_events
-        seconds = policy.timeout_ms / 1000
-        self.resilient = _resilient(policy.listener, name=name, dead_letters=dead_letters, retry_seconds=seconds)
-        self._limited = TimeoutWrappedListener(self.resilient, policy.timeout_ms)
-        self._closed = False
+        self._seconds = policy.timeout_ms / 1000
+        retry = Retry(
+            seconds=self._seconds,
+            first_wait_seconds=self._seconds / 20,
+            breaker_failures=policy.breaker_failures,
+            breaker_seconds=policy.breaker_seconds,
+        )
+        super().__init__(policy.listener, name, dead_letters, policy.timeout_ms, retry)
+        self._resilient.gives_up_early = True
+        self._telling: dict[asyncio.Task[None], Delivery] = {}
 
-    @property
-    def counts(self) -> Counts:
-        """What became of the events so far."""
-        return self.resilient.counts
+    def tell(self, told: Told) -> asyncio.Task[None] | None:
+        """A task that ends when the listener has it, or it was given up; it is accepted when this returns."""
+        self.account.accept(1)
+        if self.closed:
+            self.account.refuse(told.event, _CLOSED)
+            return None
+        delivery = Delivery([told.event])
+        task = asyncio.create_task(self._tell(told, delivery))
+        self._telling[task] = delivery
+        task.add_done_callback(self._ended)
+        return task
 
-    @property
-    def state(self) -> str:
-        """See `ListenerHealth.state`."""
-        return _state(self.resilient)
+    async def _tell(self, told: Told, delivery: Delivery) -> None:
+        try:
+            async with asyncio.timeout(
+                self._seconds * 1.05
+            ):  # for a second call that hangs; the first has its own limit
+                await self._deliver((told,), delivery)
+        except TimeoutError:
+            pass  # the delivery was cancelled by it, and given up
 
-    async def tell(self, entry: SagaEvent | Told) -> None:
-        """Return when the listener has it, or has been given up."""
-        if self._closed:
-            self.resilient.accept(1)
-            self.resilient.give_up([_event(entry)], _CLOSED)
-            return
-        with suppress(ListenerTimeoutError):  # which has cancelled the resilient listener, and so made a dead letter
-            if isinstance(entry, Told):
-                with telling(entry.event):
-                    await self._limited.call(entry.hook, *entry.arguments)
-            else:
-                await self._limited.write((entry,))
+    def forget_loop(self) -> None:
+        """The event loop was closed without ending what ran in it."""
+        self.account.forget_loop()
+        for task in list(self._telling):
+            self._ended(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        delivery = self._telling.pop(task)
+        if delivery.pending:  # it was cancelled before it began
+            self.account.give_up(delivery.take(), "cancelled before it was delivered")
 
     async def close(self, deadline: float) -> int:
-        """Wait for what is under way, then close the listener; how many events were left."""
-        self._closed = True
-        while (left := self.counts.under_way) and time.monotonic() < deadline:  # noqa: ASYNC110 - once in its life
+        """Wait for what is under way, give up what is left at the deadline, close the listener; how many were left."""
+        self.closed = True
+        while self._telling and time.monotonic() < deadline:  # noqa: ASYNC110 - once in its life
             await asyncio.sleep(_POLL_SECONDS)
-        await _close(self.resilient, deadline)
+        left = 0
+        for task, delivery in list(self._telling.items()):
+            left += len(delivery.pending)
+            self.account.give_up(delivery.take(), _LEFT, delivery.attempts)
+            task.cancel()
+        await self._close(deadline)
         return left
 
 
-class Lane:
+class Lane(_Lane):
     """A bounded queue of one listener, and its workers."""
 
     def __init__(self, policy: Queued, name: str, dead_letters: DeadLetters | None) -> None:
-        self.name = name
-        self.listener = policy.listener
-        self.takes_events = policy.listener.takes_events
+        super().__init__(policy.listener, name, dead_letters, policy.timeout_ms, policy.retry)
         self.size = policy.size
-        timed = TimeoutWrappedListener(policy.listener, policy.timeout_ms)
-        self.resilient = _resilient(
-            policy.listener, timed, name=name, dead_letters=dead_letters, retry_seconds=policy.retry_seconds
-        )
         self.policy = policy
-        self.closed = False
-        self._accepted = 0
         self._depth = 0
         """Events queued or under way."""
-        self._line: deque[tuple[SagaEvent | Told, asyncio.Future[None]]] = deque()
-        """Sagas that wait for room, first come, first served."""
-        self._moved = 0.0
-        """When a batch was last settled, or the first event came after the queue had been empty."""
+        self._line: dict[asyncio.Future[None], Told] = {}
+        """Who waits for room, first come, first served."""
+        self._began = 0.0
+        """When the queue was last empty, and an event came."""
         self._patience_ends: float | None = None
         """Until when sagas wait for room: so long after the first one did, until half of the queue is free again."""
         self._workers = [_Worker(self) for _ in range(policy.workers)]
 
     @property
-    def counts(self) -> Counts:
-        """What became of the events so far; those queued are under way."""
-        return replace(self.resilient.counts, accepted=self._accepted)
-
-    @property
     def state(self) -> str:
-        """See `ListenerHealth.state`."""
-        return "full" if self._depth >= self.size else _state(self.resilient)
+        return "full" if self._depth >= self.size else super().state
 
-    def offer(self, entry: SagaEvent | Told) -> bool:
-        """Queue it, if there is room and nobody waits for it."""
-        if self._depth >= self.size or self._line or self.closed:
-            return False
-        self._accepted += 1
-        self._queue(entry)
-        return True
-
-    async def wait_for_room(self, entry: SagaEvent | Told, *, patient: bool) -> None:
-        """Queue it when there is room; where there is none in time it is given up.
+    def tell(self, told: Told, *, patient: bool) -> asyncio.Future[None] | None:
+        """Queue it; where there is no room, a future that is done when it is queued, or was given up.
 
         Args:
-            entry: What to queue.
-            patient: Wait as long as the queue moves at all.
+            told: It is accepted when this returns.
+            patient: Wait until there is room.
         """
-        self._accepted += 1
+        self.account.accept(1)
+        if self._depth < self.size and not self._line and not self.closed:
+            self._queue(told)
+            return None
         if self.closed:
-            self._refuse(entry, _CLOSED)
-            return
+            self.account.refuse(told.event, _CLOSED)
+            return None
         if self.policy.when_full == "drop":
-            self.resilient.accept(1)
-            self.resilient.drop(1, f"its queue of {self.size:,} is full")
-            return
-        if self._depth < self.size and not self._line:  # this began a moment after there was none
-            self._queue(entry)
-            return
+            self.account.drop(1, f"its queue of {self.size:,} is full")
+            return None
+        if not patient and self._patience() <= 0:
+            self.account.refuse(told.event, self._full())
+            return None
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.append((entry, room))
-        try:
-            while not room.done() and (seconds := self._patience(patient=patient)) > 0:
-                await asyncio.wait({room}, timeout=seconds)
-        finally:
-            if not room.done():  # also where the saga was cancelled meanwhile
-                self._line.remove((entry, room))
-                self._refuse(
-                    entry, f"its queue of {self.size:,} was full for {self.policy.block_seconds:g} s or longer"
-                )
+        self._line[room] = told
+        room.add_done_callback(self._waited)
+        if not patient:
+            self._watch(room)
+        return room
 
     def settled(self, number: int) -> None:
         """Make room: so many events are no longer under way."""
         self._depth -= number
-        self._moved = time.monotonic()
         if self._depth <= self.size // 2:
             self._patience_ends = None
-        while self._line and self._depth < self.size:
-            entry, room = self._line.popleft()
-            self._queue(entry)
-            room.set_result(None)
+        while self._line and self._depth < self.size and not self.closed:
+            room = next(iter(self._line))
+            if room.done():  # its saga was cancelled just now
+                self._waited(room)
+            else:
+                self._queue(self._line.pop(room))
+                room.set_result(None)
+
+    async def deliver(self, told: Sequence[Told], delivery: Delivery) -> None:
+        """Deliver a batch, for a worker."""
+        await self._deliver(told, delivery)
 
     async def close(self, deadline: float) -> int:
         """Deliver what is queued, give up what is left at the deadline, and close the listener; how many were left."""
-        self.closed = True
         for worker in self._workers:
             worker.hurry()
-        while self._depth and time.monotonic() < deadline:  # noqa: ASYNC110 - once in its life
+        while (self._depth or self._line) and time.monotonic() < deadline:  # noqa: ASYNC110 - once in its life
             await asyncio.sleep(_POLL_SECONDS)
-        left = self._depth
+        self.closed = True
+        left = self._depth + len(self._line)
+        for room in list(self._line):
+            self._end_wait(room)
         await asyncio.gather(*(worker.stop() for worker in self._workers))
-        await _close(self.resilient, deadline)
+        await self._close(deadline)
         return left
 
-    def _queue(self, entry: SagaEvent | Told) -> None:
+    def forget_loop(self) -> None:
+        """The event loop was closed without ending what ran in it."""
+        self.account.forget_loop()
+        for room in list(self._line):
+            self._waited(room)
+        for worker in self._workers:
+            worker.forget_loop()
+
+    def _queue(self, told: Told) -> None:
         if not self._depth:
-            self._moved = time.monotonic()
+            self._began = time.monotonic()
         self._depth += 1
         workers = self._workers
-        (workers[0] if len(workers) == 1 else workers[hash(_event(entry).saga_id) % len(workers)]).put(entry)
+        (workers[0] if len(workers) == 1 else workers[hash(told.event.saga_id) % len(workers)]).put(told)
 
-    def _patience(self, *, patient: bool) -> float:
-        """Seconds that may still be waited for room."""
+    def _patience(self) -> float:
+        """Seconds that a saga may still wait for room."""
         now, seconds = time.monotonic(), self.policy.block_seconds
-        moving = self._moved + seconds
-        if patient:
-            return moving - now
         if self._patience_ends is None:
             self._patience_ends = now + seconds
-        return min(self._patience_ends, moving) - now
+        return min(self._patience_ends, max(self._began, self.account.moved) + seconds) - now
 
-    def _refuse(self, entry: SagaEvent | Told, reason: str) -> None:
-        self.resilient.accept(1)
-        self.resilient.give_up([_event(entry)], reason)
+    def _watch(self, room: asyncio.Future[None]) -> None:
+        """End the wait when patience does, which grows when the queue moves."""
+        if room.done():
+            return
+        if (seconds := self._patience()) > 0:
+            asyncio.get_running_loop().call_later(seconds, self._watch, room)
+        else:
+            self._end_wait(room)
+
+    def _end_wait(self, room: asyncio.Future[None]) -> None:
+        self._waited(room)
+        if not room.done():
+            room.set_result(None)
+
+    def _waited(self, room: asyncio.Future[None]) -> None:
+        """Give up what waited in vain: there was no room in time, its saga was cancelled, or the fan-out was closed."""
+        if told := self._line.pop(room, None):
+            self.account.refuse(told.event, _LEFT if self.closed else self._full())
+
+    def _full(self) -> str:
+        return f"its queue of {self.size:,} was full for {self.policy.block_seconds:g} s or longer"
 
 
 class _Worker:
@@ -260,100 +360,77 @@ class _Worker:
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
-        self._waiting: deque[SagaEvent | Told] = deque()
+        self._most = lane.policy.batch_size if lane.takes_events else 1
+        self._waiting: deque[Told] = deque()
+        self._delivery: Delivery | None = None
         self._task: asyncio.Task[None] | None = None
         self._filled: asyncio.Future[None] | None = None
         """Set while a batch waits to be filled."""
+        self._hurried = False
 
-    def put(self, entry: SagaEvent | Told) -> None:
+    def put(self, told: Told) -> None:
         waiting = self._waiting
-        waiting.append(entry)
+        waiting.append(told)
         if self._task is None:
-            # a context of its own: not that of the saga that happens to be first
-            self._task = asyncio.create_task(self._work(), context=contextvars.Context())
-        elif self._filled is not None and len(waiting) >= self._lane.policy.batch_size:
-            self.hurry()
+            self.start()
+        elif self._filled is not None and len(waiting) >= self._most and not self._filled.done():
+            self._filled.set_result(None)
+
+    def start(self) -> None:
+        """Begin with what waits, in a context of its own: not that of the saga that happens to be first."""
+        self._task = asyncio.create_task(self._work(), context=contextvars.Context())
+        self._task.add_done_callback(self._ended)
 
     def hurry(self) -> None:
-        """Wait no longer for a batch to be filled."""
+        """Wait for no batch to be filled any more."""
+        self._hurried = True
         if self._filled is not None and not self._filled.done():
             self._filled.set_result(None)
+        if self._waiting and self._task is None:  # of an event loop that ended before this one
+            self.start()
 
     async def stop(self) -> None:
         """End at once; what is under way and what waits is given up."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait({self._task}, timeout=_CLOSE_GRACE_SECONDS)
-        left = [_event(entry) for entry in self._waiting]
+            await asyncio.wait({self._task}, timeout=_GRACE_SECONDS)
+        account = self._lane.account
+        if self._delivery is not None:  # a sink that will not be cancelled may end one day, and changes nothing then
+            account.give_up(self._delivery.take(), _LEFT, self._delivery.attempts)
+        account.give_up([told.event for told in self._waiting], _LEFT)
         self._waiting.clear()
-        self._lane.resilient.accept(len(left))
-        self._lane.resilient.give_up(left, "left in the queue when the fan-out was closed")
-        self._lane.settled(len(left))
+
+    def forget_loop(self) -> None:
+        """The event loop was closed with the task in it: what was under way is given up, what waits is begun anew."""
+        if self._delivery is not None:
+            delivery, self._delivery = self._delivery, None
+            left = delivery.take()
+            self._lane.account.give_up(left, "its event loop was closed", delivery.attempts)
+            self._lane.settled(len(left))
+        self._task = self._filled = None
+        if self._waiting:
+            self.start()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task is self._task:  # it was cancelled before it began
+            self._task = None
 
     async def _work(self) -> None:
         try:
             while self._waiting:
-                if self._lane.policy.linger_ms and not self._lane.closed:
+                if self._lane.policy.linger_ms and not self._hurried and len(self._waiting) < self._most:
                     await self._fill()
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._lane.policy.batch_size))]
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
+                self._delivery = Delivery([told.event for told in batch])
                 try:
-                    await self._deliver(batch)
+                    await self._lane.deliver(batch, self._delivery)
                 finally:
+                    self._delivery = None
                     self._lane.settled(len(batch))
         finally:
             self._task = None
 
     async def _fill(self) -> None:
-        if len(self._waiting) < self._lane.policy.batch_size:
-            self._filled = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._filled}, timeout=self._lane.policy.linger_ms / 1000)
-            self._filled = None
-
-    async def _deliver(self, batch: list[Any]) -> None:
-        resilient = self._lane.resilient
-        if self._lane.takes_events:
-            await resilient.write(batch)
-            return
-        for number, told in enumerate(batch):
-            try:
-                with telling(told.event):
-                    await resilient.call(told.hook, *told.arguments)
-            except asyncio.CancelledError:
-                rest = [each.event for each in batch[number + 1 :]]
-                resilient.accept(len(rest))
-                resilient.give_up(rest, "left in the queue when the fan-out was closed")
-                raise
-
-
-def _resilient(
-    listener: SagaListener,
-    within: SagaListener | None = None,
-    *,
-    name: str,
-    dead_letters: DeadLetters | None,
-    retry_seconds: float,
-) -> ResilientListener:
-    """The listener made resilient, unless its owner has done so in a way of his own."""
-    if isinstance(listener, ResilientListener):
-        listener.name, listener.dead_letters = name, listener.dead_letters or dead_letters
-        return listener
-    return ResilientListener(within or listener, name=name, dead_letters=dead_letters, retry_seconds=retry_seconds)
-
-
-def _state(resilient: ResilientListener) -> str:
-    if resilient.breaker.is_open:
-        return "open"
-    return "ok" if resilient.last_error is None else "failing"
-
-
-def _event(entry: SagaEvent | Told) -> SagaEvent:
-    return entry.event if isinstance(entry, Told) else entry
-
-
-async def _close(resilient: ResilientListener, deadline: float) -> None:
-    """Close the listener, whatever that raises or takes: the others are to be closed, too."""
-    seconds = max(_CLOSE_GRACE_SECONDS, deadline - time.monotonic())
-    try:
-        await TimeoutWrappedListener(resilient, max(1, int(seconds * 1000))).call("close")
-    except Exception as error:  # noqa: BLE001
-        logger.warning("%s: closing failed: %s", resilient.name, said(error))
+        self._filled = asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._filled}, timeout=self._lane.policy.linger_ms / 1000)
+        self._filled = None

@@ -13,7 +13,7 @@ from sagascope.events import EventType
 from sagascope.scope import told
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Mapping, Sequence
 
     from sagascope.events import SagaEvent
 
@@ -41,6 +41,16 @@ class SagaListener:
         gives the event its trace_id. Must neither wait nor do I/O.
         """
         return event
+
+    def tell(self, hook: str, *arguments: Any) -> Awaitable[None] | None:
+        """Call a hook of this name; what the saga is to wait for, or None.
+
+        What has to be done even where the saga is cancelled at this very moment is done before this returns.
+        """
+        return self._call(hook, arguments)
+
+    async def _call(self, hook: str, arguments: tuple[Any, ...]) -> None:
+        await getattr(self, hook)(*arguments)
 
     def left(self, run_id: str) -> None:
         """The run is over in this process; called last, in the saga's own task, also of a run that was cancelled.

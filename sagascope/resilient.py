@@ -1,25 +1,20 @@
 """A listener that tries again what may succeed later, leaves a sink that is down alone for a while, and never raises.
 
-    ResilientListener(TimeoutWrappedListener(WebhookListener(url)), dead_letters=DeadLetterFile("dead.jsonl"))
-
-What becomes of each event is counted: accepted = delivered + dead_lettered + dropped + under way.
+ResilientListener(TimeoutWrappedListener(WebhookListener(url)), dead_letters=DeadLetterFile("dead.jsonl"))
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import logging
+import math
 import random
 import time
-from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from sagascope.accounting import Account, Counts, DeadLetters, said
 from sagascope.delivery import WrappedListener, name_of
 from sagascope.errors import PartialError, PermanentError, TransientError
-from sagascope.redaction import redact
 from sagascope.scope import event_now
 
 if TYPE_CHECKING:
@@ -30,38 +25,35 @@ if TYPE_CHECKING:
     from sagascope.events import SagaEvent
     from sagascope.listener import SagaListener
 
-logger = logging.getLogger(__name__)
+    Send = Callable[[Sequence[Any]], Awaitable[None]]
 
-_LOG_EVERY_SECONDS = 10.0
-_MOST_GIVEN_UP = 10_000
-"""How many events may wait to be kept as dead letters."""
-_BURY_SECONDS = 10.0
-"""What keeping dead letters may take."""
+_CLOSE_SECONDS = 10.0
 
 
-class DeadLetters(Protocol):
-    """Where events go that a sink did not take."""
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How a call is made again, and when a sink is left alone.
 
-    async def bury(self, listener: str, events: Sequence[SagaEvent], reason: str, attempts: int) -> None:
-        """Keep the events, with the listener that could not deliver them, and why. Raises where it can't."""
+    Raises:
+        ValueError: an option out of its range.
+    """
 
+    seconds: float = 60.0
+    """From the first call on; what was not taken by then is given up."""
+    first_wait_seconds: float = 0.1
+    """Before the second call; doubled each time, and spread by half either way."""
+    longest_wait_seconds: float = 5.0
+    breaker_failures: int = 5
+    """After so many failed calls in a row the sink is left alone,"""
+    breaker_seconds: float = 10.0
+    """but for one call in so many seconds, until one succeeds."""
 
-@dataclass(slots=True)
-class Counts:
-    """What became of the events that a listener was given."""
-
-    accepted: int = 0
-    delivered: int = 0
-    dead_lettered: int = 0
-    dropped: int = 0
-    """Neither delivered nor kept: no dead letters were configured, or they failed."""
-    retries: int = 0
-    """Calls that failed and were made again."""
-
-    @property
-    def under_way(self) -> int:
-        """Accepted, and none of the others yet."""
-        return self.accepted - self.delivered - self.dead_lettered - self.dropped
+    def __post_init__(self) -> None:
+        for option in ("seconds", "first_wait_seconds", "longest_wait_seconds", "breaker_failures", "breaker_seconds"):
+            least = 1 if option == "breaker_failures" else 0
+            if not getattr(self, option) >= least:
+                msg = f"{option}: got {getattr(self, option)!r}; allowed: {least} or more"
+                raise ValueError(msg)
 
 
 class Breaker:
@@ -104,250 +96,195 @@ class Breaker:
             self._next = self._clock() + self._seconds
 
 
+class Delivery:
+    """Events on their way together. Whoever gives them up takes them out, so that none is settled twice."""
+
+    __slots__ = ("attempts", "one_by_one", "pending")
+
+    def __init__(self, events: Sequence[SagaEvent | None]) -> None:
+        self.pending = list(events)
+        self.attempts = 0
+        self.one_by_one = False
+
+    def take(self) -> list[SagaEvent | None]:
+        """All that is pending, which then is not."""
+        taken, self.pending = self.pending, []
+        return taken
+
+    def settle(self, number: int, retry: Sequence[SagaEvent] = ()) -> bool:
+        """So many from the head are settled but for `retry`; false where they were taken out meanwhile."""
+        if not self.pending:
+            return False
+        self.pending[:number] = retry
+        return True
+
+
 class ResilientListener(WrappedListener):
     """Tries each call of a listener again, and never raises.
 
-    Waits between calls with jittered exponential back-off (tenacity). What was not taken within `retry_seconds` goes to
-    `dead_letters`, or is dropped and counted where there are none.
+    Waits between calls with jittered exponential back-off (tenacity). What was not taken in time (`Retry.seconds`) goes
+    to `dead_letters`, or is dropped and counted where there are none; so does what is tried for when a call is cancelled.
 
-    A batch that fails for good is tried event by event, so that one bad event costs no other. After `breaker_failures`
-    failed calls in a row only one call each `breaker_seconds` reaches the sink. A sink's own wish to wait
-    (`TransientError.retry_after`) goes before the back-off. What is still tried for when a call is cancelled becomes a
-    dead letter, too.
-
-    At least once: a call that timed out may have been taken, and is made again.
-
-    Raises:
-        ValueError: an option out of its range.
+    A batch that fails for good is tried event by event, so that one bad event costs no other. A sink's own wish to wait
+    (`TransientError.retry_after`) goes before the back-off. At least once: a call that timed out may have been taken, and
+    is made again. For use without a FanOut, which does all of this for its listeners.
     """
 
     def __init__(
-        self,
-        inner: SagaListener,
-        *,
-        dead_letters: DeadLetters | None = None,
-        retry_seconds: float = 60.0,
-        first_wait_seconds: float = 0.1,
-        longest_wait_seconds: float = 5.0,
-        breaker_failures: int = 5,
-        breaker_seconds: float = 10.0,
-        name: str | None = None,
+        self, inner: SagaListener, *, retry: Retry | None = None, dead_letters: DeadLetters | None = None
     ) -> None:
         super().__init__(inner)
-        for option, value, least in (
-            ("retry_seconds", retry_seconds, 0),
-            ("first_wait_seconds", first_wait_seconds, 0),
-            ("longest_wait_seconds", longest_wait_seconds, 0),
-            ("breaker_failures", breaker_failures, 1),
-            ("breaker_seconds", breaker_seconds, 0),
-        ):
-            if not value >= least:
-                msg = f"{option}: got {value!r}; allowed: {least} or more"
-                raise ValueError(msg)
-        self.name = name or name_of(inner)
-        self.breaker = Breaker(breaker_failures, breaker_seconds)
+        self.retry = retry or Retry()
+        self.breaker = Breaker(self.retry.breaker_failures, self.retry.breaker_seconds)
+        self.account = Account(name_of(inner), dead_letters)
         self.last_error: str | None = None
         """Why the last call failed; None once one succeeded."""
-        self.dead_letters = dead_letters
-        self._retry_seconds = retry_seconds
-        self._first_wait = first_wait_seconds
-        self._longest_wait = longest_wait_seconds
-        self._counts = Counts()
-        self._logged = float("-inf")
-        self._given_up: list[tuple[SagaEvent, str, int]] = []
-        self._burying: asyncio.Task[None] | None = None
+        self.gives_up_early = False
+        """Whether to give up at once where the next call would come too late, instead of waiting for that long."""
 
     @property
     def counts(self) -> Counts:
         """What became of the events so far."""
-        return replace(self._counts)
+        return self.account.counts
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
-        if not events:
-            return
-        self._counts.accepted += len(events)
-        await self._deliver(_Delivery(list(events)), super().write)
+        if events:
+            self.account.accept(len(events))
+            await self.deliver(Delivery(events))
 
     async def call(self, hook: str, *arguments: Any) -> None:
-        if hook == "write":  # on its way from our own `write`
-            await super().call(hook, *arguments)
-            return
-        self._counts.accepted += 1
-        event = event_now()
-        await self._deliver(_Delivery([event]), lambda _: WrappedListener.call(self, hook, *arguments))
+        self.account.accept(1)
+        await self.deliver(Delivery([event_now()]), lambda _: super(ResilientListener, self).call(hook, *arguments))
 
     async def close(self) -> None:
-        if self._burying is not None:
-            await asyncio.wait({self._burying})
-        await super().close()
-
-    def accept(self, number: int) -> None:
-        """Count events that are given up without a call."""
-        self._counts.accepted += number
-
-    def drop(self, number: int, reason: str) -> None:
-        """Count accepted events as lost."""
-        self._counts.dropped += number
-        self._log_given_up(reason)
-
-    def give_up(self, events: Sequence[SagaEvent | None], reason: str, attempts: int = 0) -> asyncio.Task[None] | None:
-        """Have accepted events kept as dead letters by a task of its own, which is returned; drop them where that can't be.
-
-        Nobody needs to wait for the task, unless to slow down with it: at most 10,000 events wait to be kept.
-        """
-        known = [event for event in events if event is not None]
-        if self.dead_letters is None or len(self._given_up) + len(known) > _MOST_GIVEN_UP:
-            known = []
-        if len(known) < len(events):
-            self.drop(len(events) - len(known), reason)
-        self._given_up += [(event, reason, attempts) for event in known]
-        if self._given_up and (self._burying is None or self._burying.done()):
-            self._burying = asyncio.create_task(self._bury_all(), context=contextvars.Context())
-        return self._burying
-
-    async def _bury(self, events: Sequence[SagaEvent | None], reason: str, attempts: int) -> None:
-        if task := self.give_up(events, reason, attempts):
-            await asyncio.shield(task)
-
-    async def _bury_all(self) -> None:
-        """Keep all that were given up, those given up for one reason together."""
-        while self._given_up:
-            taken, self._given_up = self._given_up, []
-            for (reason, attempts), group in groupby(taken, key=itemgetter(1, 2)):
-                await self._keep([event for event, _, _ in group], reason, attempts)
-
-    async def _keep(self, events: list[SagaEvent], reason: str, attempts: int) -> None:
         try:
-            async with asyncio.timeout(_BURY_SECONDS):
-                if self.dead_letters is not None:  # else none of them had been kept to come here
-                    await self.dead_letters.bury(self.name, events, reason, attempts)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the events are counted, and said to be lost
-            self.drop(len(events), f"{reason}; and the dead letters failed: {said(error)}")
-        except BaseException:
-            self.drop(len(events), f"{reason}; and keeping them was cancelled")
-            raise
-        else:
-            self._counts.dead_lettered += len(events)
-            self._log_given_up(reason)
+            await self.account.close(time.monotonic() + _CLOSE_SECONDS)
+        finally:
+            await super().close()
 
-    async def _deliver(self, delivery: _Delivery, send: Callable[[list[Any]], Awaitable[None]]) -> None:
+    async def deliver(self, delivery: Delivery, send: Send | None = None) -> None:
+        """Try until all of it is settled. Raises nothing but the cancellation of the task that it runs in.
+
+        Args:
+            delivery: Events that are accepted already.
+            send: What to call with those still pending; the listener's `write` by default.
+        """
+        send = send or self._write
+        deadline = time.monotonic() + self.retry.seconds
         try:
             try:
                 await self._attempt(delivery, send)
             except TransientError as error:
-                await self._try_again(delivery, send, error)
+                await self._try_again(delivery, send, error, deadline)
         except asyncio.CancelledError:
-            self.give_up(delivery.pending, "cancelled before it was delivered", delivery.attempts)
+            last = f"; before that: {self.last_error}" if self.last_error else ""
+            self.account.give_up(delivery.take(), f"cancelled before it was delivered{last}", delivery.attempts)
             raise
+        except Exception as error:  # noqa: BLE001 - a TransientError when time is up; and no bug loses an event
+            reason = f"not taken within {self.retry.seconds:g} s: {said(error)}"
+            self.account.give_up(delivery.take(), reason, delivery.attempts)
+        await self.account.kept()  # goes no faster than its dead letters
 
-    async def _try_again(
-        self, delivery: _Delivery, send: Callable[[list[Any]], Awaitable[None]], failed: TransientError | None
-    ) -> None:
-        from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay  # noqa: PLC0415 - loaded when needed
+    async def _write(self, events: Sequence[Any]) -> None:
+        await super().call("write", events)
 
-        try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(TransientError),
-                stop=stop_after_delay(self._retry_seconds),
-                wait=self._seconds_to_wait,
-                reraise=True,
-            ):
-                with attempt:
-                    if failed is not None:  # the first attempt, made without tenacity
-                        error, failed = failed, None
-                        raise error
-                    await self._attempt(delivery, send)
-        except TransientError as error:
-            await self._bury(
-                delivery.pending, f"not taken within {self._retry_seconds:g} s: {error}", delivery.attempts
-            )
+    async def _try_again(self, delivery: Delivery, send: Send, failed: TransientError, deadline: float) -> None:
+        from tenacity import AsyncRetrying, retry_if_exception_type  # noqa: PLC0415 - never loaded where nothing fails
 
-    def _seconds_to_wait(self, state: RetryCallState) -> float:
-        """What the sink asked for, else the back-off; no longer than it is tried at all."""
-        error = state.outcome.exception() if state.outcome else None
-        seconds = getattr(error, "retry_after", None)
-        if seconds is None:
-            seconds = min(self._longest_wait, self._first_wait * 2.0 ** min(state.attempt_number - 1, 32))
-            seconds *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, hides nothing
-        return max(0.0, min(float(seconds), self._retry_seconds - (state.seconds_since_start or 0.0)))
+        def seconds_to_wait(state: RetryCallState) -> float:
+            seconds = getattr(state.outcome and state.outcome.exception(), "retry_after", None)
+            if seconds is None:
+                doubled = self.retry.first_wait_seconds * 2.0 ** min(state.attempt_number - 1, 32)
+                seconds = min(self.retry.longest_wait_seconds, doubled) * random.uniform(0.5, 1.5)  # noqa: S311 - to spread
+            left = deadline - time.monotonic()
+            return seconds if self.gives_up_early else max(0.0, min(seconds, left))
 
-    async def _attempt(self, delivery: _Delivery, send: Callable[[list[Any]], Awaitable[None]]) -> None:
+        def is_late(state: RetryCallState) -> bool:
+            return time.monotonic() + (state.upcoming_sleep if self.gives_up_early else 0.0) >= deadline
+
+        first = [failed]
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(TransientError), stop=is_late, wait=seconds_to_wait, reraise=True
+        ):
+            with attempt:
+                if first:  # made without tenacity
+                    raise first.pop()
+                await self._attempt(delivery, send)
+
+    async def _attempt(self, delivery: Delivery, send: Send) -> None:
         """One call for all that is pending, or one for each event where they fail together.
 
         Raises:
             TransientError: some are pending still.
         """
         if wait := self.breaker.wait():
-            msg = f"the circuit is open: {self.last_error}"
-            raise TransientError(msg, retry_after=wait)
+            held = f"the circuit is open: {self.last_error}"
+            raise _transient(held, wait)
         if delivery.attempts:
-            self._counts.retries += 1
+            self.account.retried()
         delivery.attempts += 1
         while delivery.pending:
-            batch = delivery.pending[:1] if delivery.one_by_one else delivery.pending
+            batch = delivery.pending[:1] if delivery.one_by_one else delivery.pending[:]
             try:
                 await send(batch)
             except PermanentError as error:
-                self.breaker.succeeded()  # the sink is there: it is the events that are wrong
-                if len(batch) > 1:
-                    delivery.one_by_one = True
-                else:
-                    await self._settle(delivery, batch, rejected=[(batch[0], said(error))])
+                self._rejected(delivery, batch, error)
             except PartialError as error:
-                self.breaker.succeeded()
-                await self._settle(delivery, batch, retry=error.retry, rejected=error.rejected)
-                if error.retry:
-                    self.last_error = said(error)
-                    raise TransientError(self.last_error, retry_after=error.retry_after) from None
-            except Exception as error:  # noqa: BLE001 - what is not known to be permanent may pass
-                self.breaker.failed()
-                self.last_error = said(error)
-                raise TransientError(self.last_error, retry_after=getattr(error, "retry_after", None)) from None
+                self._partly_taken(delivery, batch, error)
+            except (asyncio.CancelledError, Exception) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                    raise
+                # whatever is not known to be permanent may pass, a sink's own cancellation included
+                raise self._failed(error) from None
             else:
                 self.breaker.succeeded()
                 self.last_error = None
-                await self._settle(delivery, batch)
+                if delivery.settle(len(batch)):
+                    self.account.delivered(len(batch))
 
-    async def _settle(
-        self,
-        delivery: _Delivery,
-        batch: Sequence[Any],
-        *,
-        retry: Sequence[SagaEvent] = (),
-        rejected: Sequence[tuple[SagaEvent, str]] = (),
-    ) -> None:
-        """Count what became of a batch from the head of what is pending; all but `retry` is pending no more."""
-        self._counts.delivered += len(batch) - len(retry) - len(rejected)
-        delivery.pending = [*retry, *delivery.pending[len(batch) :]]
-        for event, reason in rejected:
-            await self._bury([event], redact(reason), delivery.attempts)
+    def _rejected(self, delivery: Delivery, batch: Sequence[SagaEvent | None], error: PermanentError) -> None:
+        self.breaker.succeeded()  # the sink is there: it is the events that are wrong
+        self.last_error = said(error)
+        if len(batch) > 1:
+            delivery.one_by_one = True
+        elif delivery.settle(1):
+            self.account.give_up(batch, self.last_error, delivery.attempts)
 
-    def _log_given_up(self, reason: str) -> None:
-        """Once in ten seconds: a sink that is down is one fact, not one an event."""
-        now = time.monotonic()
-        if now - self._logged >= _LOG_EVERY_SECONDS:
-            self._logged = now
-            counts = self._counts
-            logger.error(
-                "%s: %d events became dead letters and %d were dropped so far; last: %s",
-                self.name,
-                counts.dead_lettered,
-                counts.dropped,
-                reason,
-            )
+    def _partly_taken(self, delivery: Delivery, batch: Sequence[SagaEvent | None], error: PartialError) -> None:
+        """Settle what the error names.
 
+        Raises:
+            TransientError: some are to be tried again; all, where what it names is not of the batch, or twice.
+        """
+        named = [event.event_id for event in (*error.retry, *(event for event, _ in error.rejected))]
+        if len(set(named)) < len(named) or not set(named) <= {event.event_id for event in batch if event}:
+            raise self._failed(error) from None
+        self.breaker.succeeded()
+        self.last_error = said(error)
+        if delivery.settle(len(batch), retry=error.retry):
+            self.account.delivered(len(batch) - len(named))
+            for event, reason in error.rejected:
+                self.account.give_up([event], said(PermanentError(reason)), delivery.attempts)
+        if error.retry:
+            raise _transient(self.last_error, _retry_after(error)) from None
 
-class _Delivery:
-    """What is left to deliver of what was given together."""
-
-    __slots__ = ("attempts", "one_by_one", "pending")
-
-    def __init__(self, pending: list[Any]) -> None:
-        self.pending = pending
-        self.attempts = 0
-        self.one_by_one = False
+    def _failed(self, error: BaseException) -> TransientError:
+        self.breaker.failed()
+        self.last_error = said(error)
+        return _transient(self.last_error, _retry_after(error))
 
 
-def said(error: BaseException) -> str:
-    """The error in a log or a dead letter."""
-    return redact(f"{type(error).__name__}: {error}") if not isinstance(error, TransientError) else redact(str(error))
+def _transient(text: str, retry_after: float | None) -> TransientError:
+    """For the retries alone, with a text that was said before."""
+    error = TransientError(text, retry_after=retry_after)
+    error.is_said = True
+    return error
+
+
+def _retry_after(error: BaseException) -> float | None:
+    """Seconds that the sink asked to wait; any exception may have an attribute of that name, with anything in it."""
+    seconds = getattr(error, "retry_after", None)
+    if isinstance(seconds, int | float) and math.isfinite(seconds) and seconds >= 0:
+        return float(seconds)
+    return None

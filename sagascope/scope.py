@@ -26,7 +26,7 @@ from sagascope.events import EventType, SagaEvent, new_id
 from sagascope.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
     from sagascope.definitions import SagaDefinition
     from sagascope.listener import SagaListener
@@ -78,13 +78,27 @@ def event_now() -> SagaEvent | None:
 
 
 @contextmanager
-def telling(event: SagaEvent) -> Iterator[None]:
-    """Call hooks within, and they are told of this event."""
-    token = _event.set(event)
+def telling(event: SagaEvent, scope: SagaScope | None) -> Iterator[None]:
+    """Call hooks within, and they are told of this event, of this run."""
+    tokens = _event.set(event), _scope.set(scope)
     try:
         yield
     finally:
-        _event.reset(token)
+        _event.reset(tokens[0])
+        _scope.reset(tokens[1])
+
+
+def stamped_by(listener: SagaListener, event: SagaEvent) -> SagaEvent:
+    """The event with the listener's stamp.
+
+    Raises:
+        TypeError: its `stamp` forgot to return the event.
+    """
+    stamped = listener.stamp(event)
+    if not isinstance(stamped, SagaEvent):
+        msg = f"stamp has to return the event; got {type(stamped).__name__}"
+        raise TypeError(msg)
+    return stamped
 
 
 @asynccontextmanager
@@ -351,12 +365,19 @@ class SagaScope:
 
     def _message(self, error: BaseException) -> str:
         """What the error says, without what must not leave the service."""
+        return self.without_values(_text(error))
+
+    def without_values(self, message: str) -> str:
+        """The message without values of the context and of results, and without credentials."""
         allowed = {self.saga_id, self.saga_name, *self._attributes.values()}
         try:
-            message = redact(_text(error), self._private, allowed=allowed)
-            return self._error_filter(message) if self._error_filter else message
-        except Exception:  # a filter that fails lets nothing through
-            logger.exception("the filter of error messages failed: the message of %s is withheld", type(error).__name__)
+            said = redact(message, self._private, allowed=allowed)
+            return self._error_filter(said) if self._error_filter else said
+        except Exception as error:  # noqa: BLE001 - a filter that fails lets nothing through, nor does its own error
+            where = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES_SHOWN)).rstrip()
+            logger.error(  # noqa: TRY400 - without what the error says
+                "a filter of error messages failed, %s: a message is withheld\n%s", type(error).__name__, where
+            )
             return "[withheld: the filter of error messages failed]"
 
     async def _tell(self, event: SagaEvent, hook: str, *arguments: Any) -> SagaEvent:
@@ -370,29 +391,33 @@ class SagaScope:
     def _stamped(self, event: SagaEvent) -> SagaEvent:
         for listener in tuple(self.listeners):
             try:
-                event = listener.stamp(event)
+                event = stamped_by(listener, event)
             except Exception as error:  # noqa: BLE001 - a listener's fault is not the saga's
                 self._say_failed(listener, f"stamp failed for event {event.event_id}", error)
         return event
 
     async def _deliver(self, event: SagaEvent, hook: str, arguments: tuple[Any, ...]) -> None:
         """Call the hook on all listeners at once; each sees `event`, and none can hurt another or the saga."""
-        with telling(event):
-            told_now = tuple(self.listeners)  # one may be added meanwhile
-            called = (_call(listener, hook, arguments) for listener in told_now)
-            for listener, error in zip(told_now, await asyncio.gather(*called, return_exceptions=True), strict=True):
-                if error is not None:  # a listener's own CancelledError too, which would otherwise cancel the step
-                    self._say_failed(listener, f"{hook} failed for event {event.event_id}", error)
+        failure = f"{hook} failed for event {event.event_id}"
+        waiting: list[tuple[SagaListener, Awaitable[None]]] = []
+        with telling(event, self):
+            for listener in tuple(self.listeners):  # one may be added meanwhile
+                try:
+                    if (told := listener.tell(hook, *arguments)) is not None:
+                        waiting.append((listener, told))
+                except Exception as error:  # noqa: BLE001 - a listener's fault is not the saga's
+                    self._say_failed(listener, failure, error)
+            if waiting:
+                results = await asyncio.gather(*(told for _, told in waiting), return_exceptions=True)
+                for (listener, _), result in zip(waiting, results, strict=True):
+                    if result is not None:  # a listener's own CancelledError too, which would else cancel the step
+                        self._say_failed(listener, failure, result)
 
     def _say_failed(self, listener: SagaListener, failure: str, error: BaseException) -> None:
         """In the log: where, and what, but not the values that a traceback's last line may quote."""
         where = "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES_SHOWN)).rstrip()
         what = (type(listener).__name__, failure, type(error).__name__, self._message(error), where)
         logger.error("%s.%s: %s: %s\n%s", *what)
-
-
-async def _call(listener: SagaListener, hook: str, arguments: tuple[Any, ...]) -> None:
-    await getattr(listener, hook)(*arguments)
 
 
 def _text(value: object) -> str:

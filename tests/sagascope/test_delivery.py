@@ -19,6 +19,7 @@ from sagascope import (
     DeadLetterFile,
     MonitoredListener,
     ResilientListener,
+    Retry,
     TimeoutWrappedListener,
     decode,
     saga_scope,
@@ -233,7 +234,9 @@ class Failing(EventListener):
 
 def resilient(inner: SagaListener, **options: Any) -> ResilientListener:
     """One that does not wait long."""
-    return ResilientListener(inner, **{"first_wait_seconds": 0.001, "breaker_seconds": 0.01} | options)
+    dead_letters = options.pop("dead_letters", None)
+    retry = Retry(**{"first_wait_seconds": 0.001, "breaker_seconds": 0.01} | options)
+    return ResilientListener(inner, retry=retry, dead_letters=dead_letters)
 
 
 def test_what_may_pass_is_tried_again() -> None:
@@ -255,10 +258,10 @@ def test_a_hook_is_tried_again_and_given_up_like_a_batch() -> None:
     class Kept:
         async def bury(self, listener: str, events: Sequence[SagaEvent], reason: str, attempts: int) -> None:
             kept.extend(event.event_type for event in events)
-            assert (listener, reason) == ("Calls", "not taken within 0.05 s: boom")
+            assert (listener, reason) == ("Calls", "not taken within 0.05 s: TransientError: boom")
             assert attempts > 1
 
-    listener = resilient(calls, retry_seconds=0.05, dead_letters=Kept(), breaker_failures=1000)
+    listener = resilient(calls, seconds=0.05, dead_letters=Kept(), breaker_failures=1000)
 
     async def main() -> None:
         async with saga_scope("o-1", "order", listeners=[listener]) as saga:
@@ -303,10 +306,10 @@ def test_what_was_taken_is_not_sent_again() -> None:
 def test_a_sinks_own_wish_to_wait_comes_first() -> None:
     """Retry-After of 0 means at once, whatever the back-off; a longer one than the patience is cut to it."""
     failing = Failing(TransientError(BOOM, retry_after=0.0))
-    patient = ResilientListener(failing, first_wait_seconds=30.0)
+    patient = ResilientListener(failing, retry=Retry(first_wait_seconds=30.0))
     began = time.perf_counter()
     asyncio.run(patient.write((make_event(),)))
-    hasty = ResilientListener(Failing(TransientError(BOOM, retry_after=3600.0)), retry_seconds=0.1)
+    hasty = ResilientListener(Failing(TransientError(BOOM, retry_after=3600.0)), retry=Retry(seconds=0.1))
     asyncio.run(hasty.write((make_event(),)))
     assert time.perf_counter() - began < 10
     assert (patient.counts.delivered, hasty.counts.delivered) == (1, 1)
@@ -315,9 +318,8 @@ def test_a_sinks_own_wish_to_wait_comes_first() -> None:
 def test_a_sink_that_is_down_is_left_alone() -> None:
     """After breaker_failures failed calls the rest of the patience passes with few calls."""
     failing = Failing(*[TransientError(BOOM)] * 1000)
-    listener = ResilientListener(
-        failing, first_wait_seconds=0.0, breaker_failures=3, breaker_seconds=60, retry_seconds=0.2
-    )
+    retry = Retry(first_wait_seconds=0.0, breaker_failures=3, breaker_seconds=60, seconds=0.2)
+    listener = ResilientListener(failing, retry=retry)
 
     async def main() -> None:
         for _ in range(5):
@@ -374,7 +376,7 @@ def test_a_cancelled_delivery_keeps_its_events(tmp_path: Path) -> None:
 def test_an_option_out_of_range_is_refused() -> None:
     """Naming it, its value, and what is allowed."""
     with pytest.raises(ValueError, match="breaker_failures: got 0; allowed: 1 or more"):
-        ResilientListener(Calls(), breaker_failures=0)
+        Retry(breaker_failures=0)
 
 
 def test_dead_letters_are_whole_lines_in_sagaz_envelope(tmp_path: Path) -> None:

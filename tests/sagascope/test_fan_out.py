@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagascope import FanOut, Inline, Queued, ResilientListener, saga_scope
+from sagascope import FanOut, Inline, Queued, ResilientListener, Retry, TimeoutWrappedListener, saga_scope
 from sagascope.errors import PartialError, PermanentError, TransientError
 from sagascope.events import EventType
 from sagascope.fan_out import ReportedError
@@ -113,7 +113,7 @@ LANE = st.fixed_dictionaries(
 )
 RETRIES = st.fixed_dictionaries(
     {
-        "retry_seconds": st.sampled_from([0, 30]),
+        "seconds": st.sampled_from([0, 30]),
         "first_wait_seconds": st.just(0),
         "breaker_failures": st.sampled_from([1, 100]),
         "breaker_seconds": st.just(0),
@@ -143,8 +143,8 @@ def test_accepted_is_delivered_dead_lettered_or_dropped(
             await fan_out.write([event])
 
     async def main() -> FanOut:
-        resilient = [ResilientListener(sink, **retries) for sink in sinks]
-        fan_out = FanOut([Queued(r, **o) for r, o in zip(resilient, options, strict=True)], dead_letters=dead)
+        retry = Retry(**retries)
+        fan_out = FanOut([Queued(s, retry=retry, **o) for s, o in zip(sinks, options, strict=True)], dead_letters=dead)
         for sink, lane in zip(sinks, fan_out._queued, strict=True):
             sink.lane = lane
         async with asyncio.timeout(30):
@@ -224,8 +224,9 @@ def test_a_sink_that_takes_nothing_has_sagas_wait_once(caplog: pytest.LogCapture
     async def main() -> float:
         fan_out = FanOut([Queued(Hung(), size=1, block_seconds=0.2)], dead_letters=dead)
         began = time.perf_counter()
-        for event in events_of("o-1", 50):
-            await fan_out.write([event])
+        async with saga_scope("o-1", "order", listeners=[fan_out]) as saga:
+            for _ in range(50):
+                await saga.step_started("pay")
         seconds = time.perf_counter() - began
         assert fan_out.health().listeners["Hung"].state == "full"
         assert await fan_out.aclose(timeout=0) == {"Hung": 1}
@@ -318,7 +319,9 @@ def test_the_saga_waits_for_an_inline_listener_no_longer_than_its_timeout(*, stu
 
     assert 0.1 <= asyncio.run(main()) < 1.5
     if not stubborn:
-        assert [reason for _, _, reason in dead.buried] == ["cancelled before it was delivered"]
+        assert [reason for _, _, reason in dead.buried] == [
+            "not taken within 0.1 s: ListenerTimeoutError: Hung.write did not end within 100 ms"
+        ]
 
 
 def test_an_inline_listener_is_tried_again_within_its_timeout() -> None:
@@ -513,13 +516,13 @@ def test_health_tells_each_listener(caplog: pytest.LogCaptureFixture) -> None:
     outbox = Scripted(["transient"] * 1000, random.Random(7))
 
     async def main() -> None:
-        fan_out = FanOut([broken, Inline(ResilientListener(outbox, breaker_failures=1, retry_seconds=0))])
+        fan_out = FanOut([broken, Inline(outbox, timeout_ms=50, breaker_failures=1)])
         assert fan_out.health().ready
         await fan_out.write(events_of("o-1", 1))
         await until(lambda: fan_out.health().listeners["Scripted"].state == "failing")
         health = fan_out.health()
         assert (health.ready, health.listeners["Scripted-2"].state) == (False, "open")
-        assert health.listeners["Scripted"].last_error == "not now"
+        assert health.listeners["Scripted"].last_error == "TransientError: not now"
         await fan_out.aclose(timeout=0)
 
     asyncio.run(main())

@@ -13,7 +13,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
-from sagascope import FanOut, Inline, ResilientListener, health_app
+from sagascope import FanOut, Inline, health_app
 from sagascope.errors import TransientError
 from tests.sagascope.conftest import MemoryListener, make_event, until
 from tests.servers.server import free_port
@@ -52,7 +52,7 @@ def test_alive_ready_and_what_became_of_the_events() -> None:
     """/healthz is 200 with each listener's state; /readyz is 503 once sagas are held up, or it is closed."""
 
     async def main() -> None:
-        outbox = Inline(ResilientListener(Down(), breaker_failures=1, retry_seconds=0))
+        outbox = Inline(Down(), timeout_ms=50, breaker_failures=1)
         fan_out = FanOut([MemoryListener(), outbox])
         async with served(fan_out) as client:
             assert (await client.get("/readyz")).json()["ready"] is True
@@ -63,7 +63,7 @@ def test_alive_ready_and_what_became_of_the_events() -> None:
                 "state": "open",
                 "queued": 0,
                 "size": None,
-                "last_error": "down",
+                "last_error": "TransientError: down",
                 "accepted": 1,
                 "delivered": 0,
                 "dead_lettered": 0,

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
+from collections import deque
+from datetime import datetime
 from decimal import Decimal
+from enum import Enum
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sagascope import FanOutSaga, redact, saga_scope
+from sagascope.redaction import WITHHELD
 from tests.sagascope.conftest import MemoryListener, fails
 
 SECRET = "c4n4ry-5ecret"  # noqa: S105 - planted
@@ -24,6 +31,12 @@ class Card:
 
     holder: str
     number: int
+
+
+class Color(Enum):
+    """A value with a name."""
+
+    RED = "deep-red"
 
 
 class Slotted:
@@ -49,6 +62,18 @@ class Slotted:
         ("a slotted word", Slotted("slotted"), "a [redacted] word"),
         ("bytes-value here", {"raw": b"bytes-value"}, "[redacted] here"),
         ("longer-secret and secret", ["secret", "longer-secret"], "[redacted] and [redacted]"),
+        ("pin -1234, p@$$!", {"a": "-1234", "b": "p@$$!"}, "pin [redacted], [redacted]"),
+        ("KeyError: 'ada@example.org'", {"by": {"ada@example.org": 1, "amount": 2}}, "KeyError: '[redacted]'"),
+        ("amount is unknown", {"deep": {"amount": 1}}, "amount is unknown"),
+        ("queue of queued-value", {"q": deque(["queued-value"])}, "queue of [redacted]"),
+        ("proxied", {"p": MappingProxyType({"k": "proxied"})}, "[redacted]"),
+        ("at 2026-11-25T10:00:00", {"t": datetime(2026, 11, 25, 10)}, "at [redacted]"),  # noqa: DTZ001 - as a service may
+        ("hex 00000000000000000000000000000001", {"u": UUID(int=1)}, "hex [redacted]"),
+        ("GET /q?name=Ada%20L%C3%B6w", {"n": "Ada Löw"}, "GET /q?name=[redacted]"),
+        ("ADA LOVELACE is unknown", {"n": "Ada Lovelace"}, "[redacted] is unknown"),
+        ("bytes b'\\xff\\xfe-raw'", {"b": b"\xff\xfe-raw"}, "bytes b'[redacted]'"),
+        ("array value-7", {"a": np.array(["value-7"])}, "array [redacted]"),
+        ("color deep-red", {"c": Color.RED}, "color [redacted]"),
         ("it is ok, no 7", {"a": "ok", "n": 7, "t": True, "none": None}, "it is ok, no 7"),
     ],
 )
@@ -70,6 +95,12 @@ def test_values_are_taken_out_as_messages_quote_them(message: str, private: obje
         f"used bearer {SECRET}",
         f"client_secret => '{SECRET}'",
         f"Cookie: {SECRET}",
+        f"postgres://app:p/{SECRET}@db/orders",
+        f"https://u:p@{SECRET}@host/x",
+        f"Authorization: Token {SECRET}",
+        f"Authorization: AWS4-HMAC-SHA256 Credential=x, Signature={SECRET}",
+        f"Cookie: a=1; session={SECRET}",
+        f'{{"password": "a\\"{SECRET}"}}',
         "-----BEGIN RSA PRIVATE KEY-----\nc4n4ry-5ecret\n-----END RSA PRIVATE KEY-----",
     ],
 )
@@ -90,6 +121,61 @@ def test_what_is_no_credential_stays() -> None:
     ):
         assert redact(message) == message
     assert redact("card 4111 1111 1111 1111 refused") == "card [redacted] refused"
+    assert redact("refused: 4111-1111-1111-1111.") == "refused: [redacted]."
+
+
+@pytest.mark.parametrize(
+    "token", ["ghp_" + "a1" * 18, "AKIA" + "ABCDEFGH12345678", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"]
+)
+def test_tokens_are_known_by_their_shape(token: str) -> None:
+    """Also where nothing before them says what they are."""
+    assert redact(f"used {token} in vain") == "used [redacted] in vain"
+
+
+def test_a_long_message_costs_no_more_than_a_short_one() -> None:
+    """Only what an event may hold is looked at; no pattern goes over it twice."""
+    began = time.process_time()
+    for part in (
+        "ab",
+        "x ",
+        "eyJaaaaaaaa-",
+        "password",
+        "://",
+        "://a:",
+        'password="',
+        "1 ",
+        "bearer ",
+        "cookie=",
+        "-----BEGIN ",
+    ):
+        said = redact(part * (1_000_000 // len(part)))
+        assert len(said) < 10_000
+        assert said.endswith("[cut by sagascope]")
+    assert time.process_time() - began < 5, "each of them takes milliseconds"
+
+
+def test_the_beginning_of_a_value_is_not_left_where_a_message_is_cut() -> None:
+    """A value across the cut goes with it."""
+    for length in range(8 * 1024 - 20, 8 * 1024 + 5):
+        said = redact("x" * length + SECRET + " " + SECRET, [{"a": SECRET}])
+        assert SECRET[:2] not in said
+
+
+def test_a_value_longer_than_a_message_is_not_quoted_either() -> None:
+    """Of a document in the context a message may quote all, or the beginning."""
+    document = "once upon a time " * 1_000
+    for quoted in (document, document[:2_000]):
+        assert redact(f"can't parse {quoted}", [{"document": document}]).startswith("can't parse [redacted]")
+        assert "once upon" not in redact(f"can't parse {quoted}", [{"document": document}])
+
+
+def test_too_many_values_or_too_deep_ones_withhold_the_message() -> None:
+    """What can't be searched for is not said: the filter fails closed."""
+    deep: object = SECRET
+    for _ in range(50):
+        deep = [deep]
+    for private in ([{"card": SECRET}, list(range(60_000))], [deep]):
+        assert redact(f"card of {SECRET}", private) == WITHHELD
 
 
 @given(st.text(st.characters(categories=["L", "N"]), min_size=3, max_size=30), st.text(max_size=20))
