@@ -6,15 +6,16 @@ import os
 import signal
 import subprocess
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers.server import answers, free_port, make_reachable, require_debian, running
+from tests.servers.server import answers, free_port, require_debian, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PROGRAMS = "/usr/lib/rabbitmq/bin"
 """Not those in /usr/sbin, which change folder and user."""
@@ -89,7 +90,6 @@ class RabbitMQ:
 
     def ctl(self, *arguments: str) -> str:
         """What rabbitmqctl answers."""
-        make_reachable(self._folder)  # another pytest that starts closes the folder above again
         ran = subprocess.run(
             [f"{PROGRAMS}/rabbitmqctl", *arguments],
             env=os.environ | self._environment,
@@ -104,9 +104,18 @@ class RabbitMQ:
         return ran.stdout
 
 
+@contextmanager
+def stopped_rabbitmq() -> Iterator[RabbitMQ]:
+    """One that does not run yet, and what it keeps.
+
+    Not below pytest's folders: each pytest that starts closes those to other users again, under a running server.
+    """
+    with TemporaryDirectory(prefix="rabbitmq-", ignore_cleanup_errors=True) as folder:
+        yield RabbitMQ(Path(folder))
+
+
 @pytest.fixture(scope="session")
-def rabbitmq_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+def rabbitmq_server() -> Iterator[RabbitMQ]:
     """One that runs."""
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
-    with server.running():
+    with stopped_rabbitmq() as server, server.running():
         yield server

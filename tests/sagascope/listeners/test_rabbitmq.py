@@ -21,7 +21,7 @@ from sagascope.listeners.rabbitmq import RabbitMQListener
 from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import NetworkedContract, a_run, exceptions_of
 from tests.servers.proxy import Fault, Proxy
-from tests.servers.rabbitmq import MAX_MESSAGE_BYTES, RabbitMQ, rabbitmq_server
+from tests.servers.rabbitmq import MAX_MESSAGE_BYTES, RabbitMQ, rabbitmq_server, stopped_rabbitmq
 from tests.servers.server import free_port
 
 if TYPE_CHECKING:
@@ -437,12 +437,11 @@ def test_a_wire_that_dies_in_mid_batch_loses_nothing(rabbitmq_server: RabbitMQ, 
     asyncio.run(main())
 
 
-def test_a_broker_killed_and_restarted(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+def test_a_broker_killed_and_restarted(name: str) -> None:
     """What was confirmed survives a kill; writes fail as transient meanwhile, and go on by themselves."""
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
     before, after = a_run("o-1"), a_run("o-2")
 
-    async def main() -> None:
+    async def main(server: RabbitMQ) -> None:
         async with aclosing(RabbitMQListener(server.url, name)) as listener:
             with server.running() as process:
                 async with reading(server.url, name, "#"):
@@ -458,7 +457,8 @@ def test_a_broker_killed_and_restarted(tmp_path_factory: pytest.TempPathFactory,
                 async with reading(server.url, name) as queue:
                     assert ids(await taken(queue)) == [event.event_id for event in before + after]
 
-    asyncio.run(main())
+    with stopped_rabbitmq() as server:
+        asyncio.run(main(server))
 
 
 def test_credentials_are_never_said(rabbitmq_server: RabbitMQ, caplog: pytest.LogCaptureFixture) -> None:

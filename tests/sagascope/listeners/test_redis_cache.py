@@ -516,7 +516,7 @@ def test_a_password_is_never_said(port: int) -> None:
         async with listening(port) as (_, admin):
             await admin.execute_command("ACL", "SETUSER", "shop", "on", ">right", "~*", "+@all")
             try:
-                wrong = {"username": "shop", "password": "wr0ng-s3cret"}
+                wrong: Any = {"username": "shop", "password": "wr0ng-s3cret"}
                 async with listening(port, **wrong) as (listener, _):
                     with pytest.raises(TransientError, match="AuthenticationError") as raised:
                         await listener.write(a_run("order-1"))
