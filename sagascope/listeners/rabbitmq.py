@@ -308,8 +308,8 @@ def _is_permanent(aio_pika: ModuleType, error: BaseException) -> bool:
     """Whether the same message will always fail.
 
     That is so of one that the broker finds too large, which it calls a failed precondition. All else is about the
-    connection, the broker's state (a full queue, no queue), or its set-up (credentials, permissions, the exchange), which
-    may change while the events wait.
+    connection, the broker's state (a full queue, no queue) or its set-up (credentials, permissions, the exchange),
+    which may change while the events wait.
     """
     return isinstance(error, aio_pika.exceptions.ChannelPreconditionFailed)
 

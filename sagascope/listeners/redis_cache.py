@@ -100,7 +100,7 @@ _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
 class CachedSaga(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cache knows of a saga's latest run. The fields of the hash, by the same names; what is unknown is None."""
+    """What the cache knows of a saga's latest run: the hash, field by field; what is unknown is None."""
 
     saga_id: str
     name: str
@@ -131,8 +131,9 @@ class CachedSaga(msgspec.Struct, frozen=True, kw_only=True):
 class RedisCacheListener(EventListener):
     """Keeps one hash a saga, `saga:{saga_id}`, of the state that its events have brought it to.
 
-    The hash's fields are those of `CachedSaga` (text; times ISO-8601 in UTC with milliseconds; a field without a value
-    is absent), and `_newest`, `_status`, `_started`, `_step`, `_error`: which event wrote what, for the script's own use.
+    The hash's fields are those of `CachedSaga` but saga_id: text, times ISO-8601 in UTC with milliseconds, and no field
+    where there is no value. `_newest`, `_status`, `_started`, `_step` and `_error` say which event wrote what, for the
+    script's own use.
 
     Guarantee: at least once, converging. An event changes only what no later one has written: runs are ordered by
     run_id (UUIDv7: by when they began, as far as the hosts' clocks agree), events of a run by sequence. So events that
@@ -146,7 +147,7 @@ class RedisCacheListener(EventListener):
     sagaz's own RedisSagaStorage keeps its sagas in hashes below `saga:`, too. In one database with it, set
     `key_prefix`; without, the events of a saga that is stored there are rejected, and its state is left alone.
 
-    redis-py itself tries again, from version 6 on up to ten times with pauses, and by default waits for an answer
+    redis-py itself tries again, recent versions up to ten times with pauses, and by default waits for an answer
     forever: give the client a socket_timeout and `retry=Retry(NoBackoff(), 0)`, so that whoever wraps the listener
     decides. A cancelled write closes its connection, and the next one opens another.
     """

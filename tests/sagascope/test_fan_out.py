@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagascope import FanOut, Inline, Queued, ResilientListener, Retry, TimeoutWrappedListener, saga_scope
+from sagascope import FanOut, Inline, Queued, Retry, saga_scope
 from sagascope.errors import PartialError, PermanentError, TransientError
 from sagascope.events import EventType
 from sagascope.fan_out import ReportedError

@@ -232,7 +232,7 @@ def test_a_hung_inline_sink_costs_sagas_a_few_timeouts_and_no_more(caplog: pytes
 @pytest.mark.parametrize("wrap", [ResilientListener, lambda sink: MonitoredListener(ResilientListener(sink), "sink")])
 @pytest.mark.parametrize("policy", [Queued, Inline, lambda listener: FanOut([listener])])
 def test_retries_within_a_fan_out_are_the_fan_outs(
-    wrap: Callable[[SagaListener], SagaListener], policy: Callable[[SagaListener], object]
+    wrap: Callable[[SagaListener], SagaListener], policy: Callable[[SagaListener], Any]
 ) -> None:
     """A ResilientListener would hide from it what became of the events: it is refused, and the cure is named."""
     with pytest.raises(ValueError, match=r"Queued\(retry=…\)"):

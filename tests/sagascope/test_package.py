@@ -17,7 +17,10 @@ import pytest
 import sagascope
 
 CHECKOUT = Path(__file__).parents[2]
-DRIVERS = ["duckdb", "kafka", "pyarrow", "pyflink", "redis", "sagaz"]
+DRIVERS = [
+    *("aio_pika", "aiosqlite", "asyncpg", "duckdb", "elasticsearch", "fluss", "httpcore", "httpx", "kafka"),
+    *("opensearchpy", "opentelemetry", "prometheus_client", "pyarrow", "pyflink", "redis", "sagaz", "tenacity"),
+]
 OF_SAGAZ = ["FanOutSaga", "SagazBridge"]
 
 

@@ -103,9 +103,14 @@ class RabbitMQ:
         return ran.stdout
 
 
+@contextmanager
+def stopped_rabbitmq() -> Iterator[RabbitMQ]:
+    """One that does not run yet, and what it keeps."""
+    yield RabbitMQ(state_folder("rabbitmq"))
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_server() -> Iterator[RabbitMQ]:
     """One that runs."""
-    server = RabbitMQ(state_folder("rabbitmq"))
-    with server.running():
+    with stopped_rabbitmq() as server, server.running():
         yield server
