@@ -26,7 +26,7 @@ from kafka.errors import KafkaError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines import processes, stack, upkeep_commands
+from pipelines import audit_commands, processes, stack, upkeep_commands
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.durations import InvalidDurationError, parse_duration
 from pipelines.moments import parse_moment
@@ -56,6 +56,7 @@ console = make_console()
 errors = Console(stderr=True)
 app.command()(upkeep_commands.parity)
 app.add_typer(upkeep_commands.maintain, name="maintain")
+app.add_typer(audit_commands.audit, name="audit")
 
 EXPECTED = (
     stack.StackError,
