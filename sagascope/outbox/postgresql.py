@@ -65,7 +65,8 @@ class PostgresOutbox(OutboxStorage):
         """Do no I/O yet.
 
         Args:
-            pool_or_dsn: `postgresql://…`, or a pool, which stays its owner's to close.
+            pool_or_dsn: `postgresql://…`, or a pool, which stays its owner's to close, and needs a connection more than
+                transactions are open at once.
             table: The table's name, with a schema or without. Not `saga_outbox`: that is sagaz's own.
             create_table: Make the table where it is absent; False where migrations do.
             pool_size: Connections at most, of a pool made from a DSN.
