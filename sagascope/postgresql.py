@@ -41,6 +41,7 @@ class PostgresPool:
         self, pool_or_dsn: str | asyncpg.Pool, prepare: Callable[[Any], Awaitable[None]], *, size: int = 4
     ) -> None:
         self._pool_or_dsn = pool_or_dsn
+        self._is_own = isinstance(pool_or_dsn, str)
         self._prepare = prepare
         self._size = size
         self._pool: Any = None
@@ -63,33 +64,32 @@ class PostgresPool:
             pool = await self._made()
             try:
                 with as_delivery_errors():
-                    async with _lent(pool) as connection:
-                        await self._prepare(connection)
+                    await self._connect(pool)
             except BaseException:
-                await self._abandon(pool)
+                if self._is_own:
+                    pool.terminate()
                 raise
             self._pool = pool
 
-    async def _made(self) -> Any:
-        if not isinstance(self._pool_or_dsn, str):
-            return self._pool_or_dsn
-        create_pool = driver().create_pool
-        with as_delivery_errors():
-            try:
-                return await create_pool(self._pool_or_dsn, min_size=1, max_size=self._size, reset=_nothing)
-            except ValueError:  # asyncpg's too; its text may hold a part of the password
-                msg = "PostgreSQL: the DSN cannot be read; allowed: postgresql://user:password@host:port/database, percent-encoded"
-                raise PermanentError(msg) from None
+    async def _connect(self, pool: Any) -> None:
+        try:
+            async with _lent(pool) as connection:
+                await self._prepare(connection)
+        except ValueError:  # of the DSN, asyncpg's too; its text may hold a part of the password
+            msg = "PostgreSQL: the DSN cannot be read; allowed: postgresql://user:password@host:port/database, percent-encoded"
+            raise PermanentError(msg) from None
 
-    async def _abandon(self, pool: Any) -> None:
-        if isinstance(self._pool_or_dsn, str):
-            pool.terminate()
+    async def _made(self) -> Any:
+        if not self._is_own:
+            return self._pool_or_dsn
+        # None is kept ready: asyncpg would log a traceback whenever it can't be.
+        return await driver().create_pool(self._pool_or_dsn, min_size=0, max_size=self._size, reset=_nothing)
 
     async def close(self) -> None:
         """Let statements under way end, for 5 s at most, and close the pool if it is our own. Opens again when used."""
         async with self._opening:
             pool, self._pool = self._pool, None
-        if pool is not None and isinstance(self._pool_or_dsn, str):
+        if pool is not None and self._is_own:
             try:
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await pool.close()
@@ -107,6 +107,31 @@ class PostgresPool:
         with as_delivery_errors():
             async with _lent(self._pool) as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """The same, in one transaction, READ COMMITTED; a cancel leaves it to the server to undo.
+
+        Raises:
+            TransientError: or PermanentError, as `delivery_error` has it.
+        """
+        async with self.connection() as connection, transaction(connection):
+            yield connection
+
+
+@asynccontextmanager
+async def transaction(connection: Any) -> AsyncIterator[None]:
+    """One transaction. asyncpg's own would wait, when cancelled, for a ROLLBACK that a dead wire never carries."""
+    await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise  # the connection is cut, which undoes it
+    except BaseException:
+        with suppress(*_errors()):  # the connection is gone, and so the transaction: the cause is raised
+            await connection.execute("ROLLBACK")
+        raise
+    await connection.execute("COMMIT")
 
 
 @asynccontextmanager
@@ -132,10 +157,8 @@ async def savepoint(connection: Any) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        try:
+        with suppress(*_errors()):  # the connection is gone, or the transaction over: the cause is raised
             await _to_its_end(connection, "ROLLBACK TO SAVEPOINT sagascope; RELEASE SAVEPOINT sagascope")
-        except (driver().PostgresError, driver().InterfaceError, OSError):
-            pass  # the connection is gone, or the transaction is over, and the savepoint with it: the cause is raised
         raise
     await _to_its_end(connection, "RELEASE SAVEPOINT sagascope")
 
@@ -188,7 +211,7 @@ def delivery_error(error: Exception) -> DeliveryError | None:
         return PermanentError(message) if _is_permanent(error, state) else TransientError(message)
     if isinstance(error, _permanent_of_client()):
         return PermanentError(f"PostgreSQL: {type(error).__name__}: {error}")
-    if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError):
+    if isinstance(error, _errors()):
         return TransientError(f"PostgreSQL: {type(error).__name__}: {error}")
     return None
 
@@ -197,6 +220,12 @@ def _is_permanent(error: Exception, state: str) -> bool:
     if isinstance(error, driver().InvalidCachedStatementError):  # of class 0A; the table was altered: prepared anew
         return False
     return state.startswith(PERMANENT_SQLSTATES) and state not in TRANSIENT_SQLSTATES
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What a statement may raise."""
+    asyncpg = driver()
+    return asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError
 
 
 def _permanent_of_client() -> tuple[type[Exception], ...]:

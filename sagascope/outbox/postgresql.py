@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from sagascope.outbox.storage import ClaimedEvent, OutboxRow, OutboxStorage, claimed_event
-from sagascope.postgresql import PostgresPool, as_delivery_errors, driver, savepoint, table_name
+from sagascope.postgresql import PostgresPool, as_delivery_errors, driver, savepoint, table_name, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -65,7 +65,8 @@ class PostgresOutbox(OutboxStorage):
         """Do no I/O yet.
 
         Args:
-            pool_or_dsn: `postgresql://…`, or a pool, which stays its owner's to close.
+            pool_or_dsn: `postgresql://…`, or a pool, which stays its owner's to close, and needs a connection more than
+                transactions are open at once.
             table: The table's name, with a schema or without. Not `saga_outbox`: that is sagaz's own.
             create_table: Make the table where it is absent; False where migrations do.
             pool_size: Connections at most, of a pool made from a DSN.
@@ -92,7 +93,7 @@ class PostgresOutbox(OutboxStorage):
     async def _prepare(self, connection: Any) -> None:
         if not self._create_table or await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", self.table):
             return  # also where a role may not make any
-        async with connection.transaction():
+        async with transaction(connection):
             # Two services may start at once, and IF NOT EXISTS alone would let both try.
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", f"sagascope {self.table}")
             await connection.execute(schema(self.table))
@@ -119,7 +120,7 @@ class PostgresOutbox(OutboxStorage):
 
     async def claim(self, worker: str, *, limit: int = 500, lease_seconds: float = 60.0) -> list[ClaimedEvent]:
         """Take up to `limit` events to send, the eldest first, for so long; several workers may do so at once."""
-        async with self._pool.connection() as connection, connection.transaction():
+        async with self._pool.transaction() as connection:
             await connection.execute("SET LOCAL jit = off")  # compiling takes ten times as long as the claim
             rows = await connection.fetch(self._claim, worker, limit, timedelta(seconds=lease_seconds))
         return sorted(claimed_event(r[0], str(r[1]), r[2], r[3], r[4]) for r in rows)
@@ -154,7 +155,7 @@ def _claim(table: str) -> str:
     return f"""
         WITH first AS MATERIALIZED (
             SELECT saga_id FROM {table} AS event
-            WHERE {_UNSENT} AND (status = 'pending' OR claimed_at < clock_timestamp() - $3::interval)
+            WHERE {_UNSENT} AND (status = 'pending' OR claimed_at <= clock_timestamp() - $3::interval)
             AND NOT EXISTS (
                 SELECT FROM {table} AS earlier
                 WHERE left(earlier.saga_id, 200) = left(event.saga_id, 200) AND earlier.saga_id = event.saga_id

@@ -146,7 +146,7 @@ def _marks(count: int) -> str:
     return ", ".join("?" * count)
 
 
-_DUE = f"(status = 'pending' OR status = 'claimed' AND claimed_at < {_NOW} - CAST(?2 AS REAL))"
+_DUE = f"(status = 'pending' OR status = 'claimed' AND claimed_at <= {_NOW} - CAST(?2 AS REAL))"
 _CLAIM = f"""
     UPDATE {TABLE} SET status = 'claimed', claimed_by = ?1, claimed_at = {_NOW}, attempts = attempts + 1
     WHERE position IN (
@@ -155,7 +155,7 @@ _CLAIM = f"""
         AND NOT EXISTS (
             SELECT 1 FROM {TABLE} AS earlier
             WHERE earlier.saga_id = event.saga_id AND earlier.position < event.position
-            AND earlier.status = 'claimed' AND earlier.claimed_at >= {_NOW} - CAST(?2 AS REAL))
+            AND earlier.status = 'claimed' AND earlier.claimed_at > {_NOW} - CAST(?2 AS REAL))
         ORDER BY position LIMIT ?3)
     RETURNING position, event_id, payload, headers, attempts"""  # noqa: S608 - nothing of it is input
 """One statement, and so one writer at a time; of a saga it takes what comes next, unless some before is claimed."""

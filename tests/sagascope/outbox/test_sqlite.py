@@ -192,6 +192,19 @@ asyncio.run(main())
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("attempt", range(10))
+def test_many_that_make_the_file_at_once_all_open_it(tmp_path: Path, attempt: int) -> None:
+    """Switching a new file to WAL and making its table collide now and then: whoever comes second waits."""
+
+    async def main() -> None:
+        services = [SQLiteOutbox(tmp_path / "db") for _ in range(8)]
+        await asyncio.gather(*(service.append([make_event()]) for service in services))
+        assert len(await services[0].claim("relay")) == len(services)
+        await asyncio.gather(*(service.close() for service in services))
+
+    asyncio.run(main())
+
+
 def test_a_service_that_forgets_to_close_still_ends(tmp_path: Path) -> None:
     """The connection's thread keeps no process alive."""
     code = """
