@@ -509,7 +509,7 @@ def test_values_of_the_context_leave_by_no_listeners_error(tmp_path: Any, caplog
 
     async def main() -> None:
         retry = Retry(seconds=0)
-        policies = [Queued(Quotes(), retry=retry), Inline(Quotes(), timeout_ms=50)]
+        policies: list[Queued | Inline] = [Queued(Quotes(), retry=retry), Inline(Quotes(), timeout_ms=50)]
         async with FanOut(policies, dead_letters=DeadLetterFile(path)) as fan_out:
             listeners = [fan_out, ResilientListener(Quotes(), retry=retry, dead_letters=DeadLetterFile(path))]
             async with saga_scope("o-1", "order", listeners=listeners) as saga:

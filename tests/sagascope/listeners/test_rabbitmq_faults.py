@@ -12,10 +12,12 @@ from sagascope.errors import DeliveryError, ListenerTimeoutError, PartialError, 
 from sagascope.listeners.rabbitmq import RabbitMQListener
 from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import a_run
-from tests.sagascope.listeners.test_rabbitmq import aclosing, ids, reading, taken, url_at
+from tests.sagascope.listeners.test_rabbitmq import aclosing, ids, name, reading, taken, url_at
 from tests.servers.proxy import Fault, Proxy
 from tests.servers.rabbitmq import RabbitMQ, stopped_rabbitmq
 from tests.servers.server import free_port
+
+__all__ = ["name"]  # a fixture
 
 
 def test_a_channel_that_the_broker_closed_is_opened_again(rabbitmq_server: RabbitMQ, name: str) -> None:
