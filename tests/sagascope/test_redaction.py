@@ -100,6 +100,7 @@ def test_values_are_taken_out_as_messages_quote_them(message: str, private: obje
         f"Authorization: Token {SECRET}",
         f"Authorization: AWS4-HMAC-SHA256 Credential=x, Signature={SECRET}",
         f"Cookie: a=1; session={SECRET}",
+        f"{{'Cookie': 'a=1; sid={SECRET}', 'Accept': '*/*'}}",
         f'{{"password": "a\\"{SECRET}"}}',
         "-----BEGIN RSA PRIVATE KEY-----\nc4n4ry-5ecret\n-----END RSA PRIVATE KEY-----",
     ],
