@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sagascope.accounting import DeadLetters
     from sagascope.audit import JsonLinesAuditLog, SQLAuditLog
+    from sagascope.current import NoSagaScopeError, current_scope
     from sagascope.dead_letters import DeadLetterFile
     from sagascope.definitions import SagaDefinition, StepDefinition
     from sagascope.delivery import MonitoredListener, TimeoutWrappedListener
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sagascope.fan_out import FanOut
     from sagascope.health import health_app
     from sagascope.integrations.sagaz import FanOutSaga, SagazBridge
-    from sagascope.lanes import Inline, Queued
     from sagascope.listener import EventListener, SagaListener
     from sagascope.listeners.audit_log import AuditLogListener
     from sagascope.listeners.elasticsearch import ElasticsearchListener
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from sagascope.listeners.webhook import WebhookListener
     from sagascope.outbox.postgresql import PostgresOutbox
     from sagascope.outbox.sqlite import SQLiteOutbox
+    from sagascope.policies import Inline, Queued
     from sagascope.redaction import redact
     from sagascope.resilient import ResilientListener, Retry
-    from sagascope.scope import NoSagaScopeError, SagaScope, current_scope, saga_scope
+    from sagascope.scope import SagaScope, saga_scope
 
 __all__ = [
     "AuditLogListener",
@@ -96,19 +97,19 @@ _HOME = {
     "FanOut": "sagascope.fan_out",
     "FanOutSaga": "sagascope.integrations.sagaz",
     "FlussAnalyticsListener": "sagascope.listeners.fluss",
-    "Inline": "sagascope.lanes",
+    "Inline": "sagascope.policies",
     "InvalidEventError": "sagascope.events",
     "JsonLinesAuditLog": "sagascope.audit",
     "KafkaListener": "sagascope.listeners.kafka",
     "ListenerTimeoutError": "sagascope.errors",
     "MetricsSagaListener": "sagascope.listeners.metrics",
     "MonitoredListener": "sagascope.delivery",
-    "NoSagaScopeError": "sagascope.scope",
+    "NoSagaScopeError": "sagascope.current",
     "OutboxSagaListener": "sagascope.listeners.outbox",
     "PartialError": "sagascope.errors",
     "PermanentError": "sagascope.errors",
     "PostgresOutbox": "sagascope.outbox.postgresql",
-    "Queued": "sagascope.lanes",
+    "Queued": "sagascope.policies",
     "RabbitMQListener": "sagascope.listeners.rabbitmq",
     "RedisCacheListener": "sagascope.listeners.redis_cache",
     "ResilientListener": "sagascope.resilient",
@@ -125,7 +126,7 @@ _HOME = {
     "TracingSagaListener": "sagascope.listeners.tracing",
     "TransientError": "sagascope.errors",
     "WebhookListener": "sagascope.listeners.webhook",
-    "current_scope": "sagascope.scope",
+    "current_scope": "sagascope.current",
     "decode": "sagascope.events",
     "encode": "sagascope.events",
     "health_app": "sagascope.health",

@@ -14,8 +14,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from sagascope.current import current_scope
 from sagascope.redaction import redact
-from sagascope.scope import current_scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

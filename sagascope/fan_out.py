@@ -24,11 +24,13 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sagascope.accounting import said
+from sagascope.current import NoSagaScopeError, current_scope, event_now
 from sagascope.delivery import name_of
 from sagascope.events import EventType
-from sagascope.lanes import Inline, InlineLane, Lane, Queued, Told
+from sagascope.lanes import InlineLane, Lane, Told
 from sagascope.listener import HOOKS, SagaListener
-from sagascope.scope import NoSagaScopeError, current_scope, event_now, stamped_by
+from sagascope.policies import Inline, Queued
+from sagascope.scope import stamped_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

@@ -6,11 +6,9 @@ Needs httpx, and loads it: imported where a listener opens, after it has said wh
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import socket
 import ssl
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +18,7 @@ import httpx
 
 from sagascope.address_guard import AddressGuard, RefusedAddressError
 from sagascope.errors import DeliveryError, PermanentError, TransientError
+from sagascope.retry_after import seconds_to_wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -29,7 +28,6 @@ _READ_LIMIT = 64 * 1024
 _READ_SECONDS = 1.0
 _KEPT_SECONDS = 5.0
 """How long an idle connection is used again: many servers close theirs a little later."""
-_LONGEST_WAIT_SECONDS = 24 * 60 * 60.0
 
 PERMANENT = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpcore.UnsupportedProtocol)
 """It is the URL that is wrong."""
@@ -118,7 +116,7 @@ class GuardedClient:
         async with self._slots:
             response = await self._answered(body, headers)
             try:
-                yield Answer(response.status_code, _retry_after(response.headers.get("retry-after"), self._clock()))
+                yield Answer(response.status_code, seconds_to_wait(response.headers.get("retry-after"), self._clock()))
                 with suppress(*TRANSIENT):  # the status stands, whatever comes after it
                     async with asyncio.timeout(_READ_SECONDS):
                         await _read(response)
@@ -291,22 +289,6 @@ async def _read(response: httpx.Response) -> None:
         read += len(part)
         if read > _READ_LIMIT:
             return
-
-
-def _retry_after(value: str | None, now: float) -> float | None:
-    """Seconds to wait (RFC 9110, section 10.2.3): a number of seconds, or a date; a day at most."""
-    if value is None:
-        return None
-    value = value.strip()
-    if value.isascii() and value.isdigit():
-        seconds = float(value)
-    else:
-        try:
-            date = email.utils.parsedate_to_datetime(value)
-            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
-        except (ValueError, OverflowError):
-            return None
-    return min(max(0.0, seconds), _LONGEST_WAIT_SECONDS)
 
 
 def _said(error: BaseException) -> str:

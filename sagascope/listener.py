@@ -9,8 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from sagascope.current import told
 from sagascope.events import EventType
-from sagascope.scope import told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Mapping, Sequence

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sagascope.accounting import Account, Counts, DeadLetters, said
+from sagascope.current import event_now
 from sagascope.delivery import WrappedListener, name_of
 from sagascope.errors import PartialError, PermanentError, TransientError
-from sagascope.scope import event_now
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -17,16 +17,16 @@ import asyncio
 import logging
 import time
 import traceback
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sagascope.current import CURRENT_SCOPE, telling
 from sagascope.definitions import remember
 from sagascope.events import EventType, SagaEvent, new_id
 from sagascope.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
     from sagascope.definitions import SagaDefinition
     from sagascope.listener import SagaListener
@@ -36,56 +36,12 @@ logger = logging.getLogger(__name__)
 _FRAMES_SHOWN = 8
 """Of the traceback of a listener that failed: the innermost."""
 
-_scope: ContextVar[SagaScope | None] = ContextVar("sagascope_scope", default=None)
-_event: ContextVar[SagaEvent | None] = ContextVar("sagascope_event", default=None)
-
 
 class Clock(NamedTuple):
     """The two clocks of a scope, both in seconds: wall time for timestamps, monotonic time for durations."""
 
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
-
-
-class NoSagaScopeError(LookupError):
-    """A hook was called with no run around it that could say which run it belongs to."""
-
-
-def current_scope() -> SagaScope | None:
-    """The innermost run that the caller is part of, its parallel steps' tasks included."""
-    return _scope.get()
-
-
-def told(event_type: EventType, saga_id: str, step_name: str | None = None) -> SagaEvent:
-    """The event that the hook now running is told of, the same one for every listener.
-
-    Raises:
-        NoSagaScopeError: the hook was called by hand, for no event that a scope minted.
-    """
-    event = _event.get()
-    if event is None or (event.event_type, event.saga_id, event.step_name) != (event_type, saga_id, step_name):
-        msg = (
-            f"{event_type} of saga {saga_id!r} was told outside its run, so it has no identity: "
-            "tell it through `async with saga_scope(saga_id, saga_name, listeners=[...])`"
-        )
-        raise NoSagaScopeError(msg)
-    return event
-
-
-def event_now() -> SagaEvent | None:
-    """The event that the hook now running is told of; None where a hook was called by hand."""
-    return _event.get()
-
-
-@contextmanager
-def telling(event: SagaEvent, scope: SagaScope | None) -> Iterator[None]:
-    """Call hooks within, and they are told of this event, of this run."""
-    tokens = _event.set(event), _scope.set(scope)
-    try:
-        yield
-    finally:
-        _event.reset(tokens[0])
-        _scope.reset(tokens[1])
 
 
 def stamped_by(listener: SagaListener, event: SagaEvent) -> SagaEvent:
@@ -198,18 +154,18 @@ class SagaScope:
 
     def enter(self) -> None:
         """Make this the current scope of the running task and of the tasks it starts."""
-        around = self.parent = self._outer = _scope.get()
+        around = self.parent = self._outer = CURRENT_SCOPE.get()
         if around is not None and around.steps_leave is not None and around.steps_leave is asyncio.current_task():
             self.parent = around._outer = around.parent  # noqa: SLF001 - its own class; cut, so that no chain grows
-        _scope.set(self)
+        CURRENT_SCOPE.set(self)
 
     def leave(self) -> None:
         """Give the place back to the run around this one, also from a run in it that was cancelled and never left."""
-        within = _scope.get()
+        within = CURRENT_SCOPE.get()
         while within is not None and within is not self:
             within = within._outer  # noqa: SLF001 - its own class
         if within is self:
-            _scope.set(self._outer)
+            CURRENT_SCOPE.set(self._outer)
         if not self._over:
             self._over = True
             for listener in tuple(self.listeners):

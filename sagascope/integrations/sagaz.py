@@ -24,9 +24,10 @@ except ModuleNotFoundError as error:
     msg = "the bridge to sagaz needs sagaz: pip install 'sagascope[sagaz]'"
     raise ModuleNotFoundError(msg) from error
 
+from sagascope.current import current_scope
 from sagascope.definitions import SagaDefinition, StepDefinition
 from sagascope.listener import SagaListener
-from sagascope.scope import Clock, SagaScope, current_scope, saga_scope
+from sagascope.scope import Clock, SagaScope, saga_scope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable

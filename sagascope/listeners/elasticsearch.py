@@ -15,15 +15,15 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sagascope.cloudevents import rfc3339
 from sagascope.errors import DeliveryError, PartialError, PermanentError, TransientError
 from sagascope.events import encode
 from sagascope.listener import EventListener
+from sagascope.retry_after import seconds_to_wait
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -346,15 +346,8 @@ def _explained(error: Any) -> str:
 
 
 def _retry_after(answer: Any) -> float | None:
-    """Seconds, by Retry-After (RFC 9110, section 10.2.3): a number of them, or a date."""
     meta = getattr(answer, "meta", None)
-    value = meta.headers.get("retry-after", "") if meta else ""
-    if value.isdecimal():
-        return float(value)
-    with suppress(ValueError):
-        moment = parsedate_to_datetime(value)
-        return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - time.time())
-    return None
+    return seconds_to_wait(meta.headers.get("retry-after"), time.time()) if meta else None
 
 
 def _request(events: Sequence[SagaEvent], limit: int) -> tuple[bytes, int]:
@@ -377,8 +370,7 @@ def _moment(timestamp: int) -> str | int:
     """A date as people read it; or the number, which the servers take, too, where no datetime goes: from year 10000."""
     if timestamp >= 253_402_300_800_000:
         return timestamp
-    seconds, milliseconds = divmod(timestamp, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
+    return rfc3339(timestamp)
 
 
 def _digest(template: Mapping[str, Any]) -> str:

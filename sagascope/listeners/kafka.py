@@ -16,11 +16,10 @@ import queue
 import threading
 import time
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote
 
+from sagascope.cloudevents import headers
 from sagascope.definitions import KEPT, encode_definition, recall
 from sagascope.events import SagaEvent, encode
 from sagascope.listener import EventListener
@@ -383,18 +382,3 @@ def _driver() -> Any:
         msg = "KafkaListener needs kafka-python: pip install 'sagascope[kafka]'"
         raise ModuleNotFoundError(msg) from error
     return KafkaProducer
-
-
-def headers(event: SagaEvent) -> list[tuple[str, bytes]]:
-    """The event's attributes by the CloudEvents 1.0 Kafka protocol binding, binary mode."""
-    seconds, milliseconds = divmod(event.timestamp, 1000)
-    moment = f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
-    return [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", event.event_id.encode("utf-8", "replace")),
-        ("ce_source", quote(event.service or "sagascope", errors="replace").encode()),
-        ("ce_type", f"sagascope.{event.event_type}".encode()),
-        ("ce_subject", event.saga_id.encode("utf-8", "replace")),
-        ("ce_time", moment.encode()),
-        ("content-type", b"application/json"),
-    ]

@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from sagascope.cloudevents import headers
 from sagascope.errors import PartialError, TransientError
 from sagascope.events import SagaEvent, encode
 from sagascope.listener import EventListener
-from sagascope.listeners.kafka import headers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

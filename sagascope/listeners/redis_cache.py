@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from datetime import UTC, datetime
+from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from sagascope.cloudevents import rfc3339
 from sagascope.errors import DeliveryError, PartialError, PermanentError, TransientError
 from sagascope.events import STEP_EVENTS, EventType, SagaEvent
 from sagascope.listener import EventListener
@@ -259,7 +260,7 @@ class RedisCacheListener(EventListener):
 def _registers(event: SagaEvent) -> Iterator[tuple[str, str, dict[str, object]]]:
     """The groups of fields that the event writes, each with its version: those of the highest version stay."""
     order = f"{event.sequence:019}{event.event_id}"  # as text in the order of the numbers, up to the largest sequence
-    moment = _iso(event.timestamp)
+    moment = _moment(event.timestamp)
     yield (
         "newest",
         order,
@@ -344,9 +345,8 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
-def _iso(timestamp: int) -> str:
-    seconds, milliseconds = divmod(min(timestamp, _LAST_MILLISECOND), 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
+def _moment(timestamp: int) -> str:
+    return rfc3339(min(timestamp, _LAST_MILLISECOND))
 
 
 def _text(value: bytes | str) -> str:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from sagascope.current import current_scope
 from sagascope.definitions import recall
 from sagascope.events import EventType
 from sagascope.listener import EventListener
-from sagascope.scope import current_scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

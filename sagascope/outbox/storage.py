@@ -10,9 +10,9 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+from sagascope.cloudevents import headers
 from sagascope.errors import PartialError, PermanentError
 from sagascope.events import encode
-from sagascope.listeners.kafka import headers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Sequence

@@ -14,8 +14,8 @@ from sagascope.dead_letters import DeadLetterFile
 from sagascope.delivery_metrics import DeadLetterFigures, FiguresOfFile, watch_dead_letters, watch_fan_out
 from sagascope.errors import PermanentError
 from sagascope.fan_out import FanOut
-from sagascope.lanes import Inline
 from sagascope.listener import EventListener
+from sagascope.policies import Inline
 from sagascope.scope import saga_scope
 from tests.sagascope.conftest import MemoryListener, make_event
 from tests.sagascope.listeners.test_metrics import series

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagascope import FanOut, Inline, Queued, Retry, saga_scope
+from sagascope.current import NoSagaScopeError
 from sagascope.errors import PartialError, PermanentError, TransientError
 from sagascope.events import EventType
 from sagascope.fan_out import ReportedError
 from sagascope.listener import HOOKS, EventListener, SagaListener
-from sagascope.scope import NoSagaScopeError
 from tests.sagascope.conftest import WHOLE_LIFE, MemoryListener, a_whole_life, make_event, until
 
 if TYPE_CHECKING:

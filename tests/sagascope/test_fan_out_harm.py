@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from sagascope import DeadLetterFile, FanOut, Inline, MonitoredListener, Queued, ResilientListener, Retry, saga_scope
 from sagascope import lanes as lanes_module
+from sagascope.current import telling
 from sagascope.errors import PartialError, PermanentError, TransientError
 from sagascope.listener import EventListener, SagaListener
-from sagascope.scope import telling
 from tests.sagascope.conftest import MemoryListener, make_event, until
 from tests.sagascope.test_fan_out import Hung, KeptDeadLetters, events_of
 

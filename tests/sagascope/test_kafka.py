@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagascope.cloudevents import headers
 from sagascope.integrations.sagaz import FanOutSaga
-from sagascope.listeners.kafka import DeliveryCounts, KafkaListener, headers
+from sagascope.listeners.kafka import DeliveryCounts, KafkaListener
 from tests.sagascope.conftest import MemoryListener, make_event, ok, threads
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ import pytest
 from kafka.errors import KafkaTimeoutError
 from kafka.future import Future
 
+from sagascope.cloudevents import headers
 from sagascope.events import decode
 from sagascope.listeners import kafka as kafka_listener
-from sagascope.listeners.kafka import DeliveryCounts, KafkaListener, headers
+from sagascope.listeners.kafka import DeliveryCounts, KafkaListener
 from tests.sagascope.conftest import ManualClock, make_event, threads, until
 
 if TYPE_CHECKING:

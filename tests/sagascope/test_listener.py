@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sagascope.current import NoSagaScopeError
 from sagascope.listener import EventListener, SagaListener
-from sagascope.scope import NoSagaScopeError, saga_scope
+from sagascope.scope import saga_scope
 from tests.sagascope.conftest import WHOLE_LIFE, MemoryListener, a_whole_life
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sagaz
 
+from sagascope.current import current_scope
 from sagascope.events import EventType, decode, encode
 from sagascope.integrations.sagaz import FanOutSaga, SagazBridge, definition_of
-from sagascope.scope import current_scope
 from tests.sagascope.conftest import ManualClock, MemoryListener, fails, ok, run_and_cancel, sleeps
 
 if TYPE_CHECKING:

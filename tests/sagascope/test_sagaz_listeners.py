@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import sagaz
 
+from sagascope.current import current_scope
 from sagascope.events import EventType
 from sagascope.integrations.sagaz import FanOutSaga, SagazBridge
 from sagascope.listener import SagaListener
-from sagascope.scope import current_scope, saga_scope
+from sagascope.scope import saga_scope
 from tests.sagascope.conftest import MemoryListener, fails, ok, sleeps, until
 
 if TYPE_CHECKING:

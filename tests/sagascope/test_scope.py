@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sagascope.current import current_scope
 from sagascope.events import EventType, encode
 from sagascope.listener import SagaListener
-from sagascope.scope import current_scope, saga_scope
+from sagascope.scope import saga_scope
 from tests.sagascope.conftest import WHOLE_LIFE, ManualClock, MemoryListener, a_whole_life
 
 CARD_REFUSED = ValueError("card refused")

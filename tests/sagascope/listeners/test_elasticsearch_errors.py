@@ -20,11 +20,10 @@ from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import a_run, exceptions_of
 from tests.sagascope.listeners.search import elasticsearch_client, listening, opensearch_client
 from tests.servers.elasticsearch import SECURED, WRITER, node
-from tests.servers.server import free_port
+from tests.servers.server import free_port, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("client", [elasticsearch_client, opensearch_client])
@@ -124,7 +123,7 @@ def test_retry_after_is_handed_on(value: str, least: float | None, most: float |
     asyncio.run(main())
 
 
-def test_credentials_that_lack_something_are_transient(tmp_path: Path) -> None:
+def test_credentials_that_lack_something_are_transient() -> None:
     """A wrong password, no right to see templates or to make the index: the events wait. A right to create is enough."""
     events = a_run("order-1")
 
@@ -144,7 +143,7 @@ def test_credentials_that_lack_something_are_transient(tmp_path: Path) -> None:
         await write(WRITER, "sagas", put_template=False)
         await write(WRITER, "sagas", put_template=False)
 
-    with node(SECURED, tmp_path, port := free_port()):
+    with node(SECURED, state_folder("elasticsearch"), port := free_port()):
         asyncio.run(main(port))
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from sagascope.cloudevents import headers
 from sagascope.errors import DeliveryError, PartialError, PermanentError
 from sagascope.events import EventType, encode
-from sagascope.listeners.kafka import headers
 from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import a_run
 
