@@ -107,9 +107,9 @@ def isolation(arguments: argparse.Namespace) -> bool:
                 f"{run.mebibytes:6.1f} MiB more; CPU {run.cpu:5.1f} s; wrong {run.wrong}  {run.counts}",
                 flush=True,
             )
-    p99 = {name: statistics.median(_percentile(run.latencies, 99) for run in each) for name, each in runs.items()}
-    rate = {name: statistics.median(run.healthy for run in each) for name, each in runs.items()}
-    latency, throughput = p99["harmed"] / p99["healthy"] - 1, rate["harmed"] / rate["healthy"] - 1
+    pairs = list(zip(runs["healthy"], runs["harmed"], strict=True))  # each pair ran one after the other
+    latency = statistics.median(_percentile(h.latencies, 99) / _percentile(b.latencies, 99) for b, h in pairs) - 1
+    throughput = statistics.median(h.healthy / b.healthy for b, h in pairs) - 1
     wrong = sum(run.wrong for each in runs.values() for run in each)
     print(
         f"saga p99 {latency:+.1%}, throughput of the healthy {throughput:+.1%}; at most ±{MOST_CHANGE:.0%}; wrong {wrong}"
