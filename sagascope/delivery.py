@@ -30,6 +30,7 @@ class WrappedListener(EventListener):
 
     def __init__(self, inner: SagaListener) -> None:
         self.inner = inner
+        self.inline = inner.inline
 
     async def call(self, hook: str, *arguments: Any) -> None:
         """Call the hook, or `write`, of the listener within."""

@@ -27,7 +27,7 @@ from sagascope.accounting import said
 from sagascope.current import NoSagaScopeError, current_scope, event_now
 from sagascope.delivery import name_of
 from sagascope.events import EventType
-from sagascope.lanes import InlineLane, Lane, Told
+from sagascope.lanes import InlineLane, Lane, State, Told
 from sagascope.listener import HOOKS, SagaListener
 from sagascope.policies import Inline, Queued
 from sagascope.scope import stamped_by
@@ -44,8 +44,9 @@ logger = logging.getLogger(__name__)
 class ListenerHealth(NamedTuple):
     """How one listener of a fan-out is."""
 
-    state: str
-    """`ok`; `failing`: its last call failed; `open`: it is left alone for a while; `full`: there is no room in its queue."""
+    state: State
+    """`ok`; `failing`: its last call failed (one that hangs has failed when its time limit is over); `open`: it is left
+    alone for a while; `full`: there is no room in its queue."""
     queued: int
     size: int | None
     """How many events its queue takes; None where it is inline."""
@@ -74,16 +75,26 @@ class FanOut(SagaListener):
     Args:
         listeners: Whom to tell.
         dead_letters: Where events go that a listener did not take; without, they are dropped, counted and logged.
+        close_seconds: The deadline of `aclose` where the fan-out is used by `async with`.
 
     Raises:
-        TypeError: something that is no listener.
+        TypeError: something that is no listener, or dead letters that can keep nothing.
         ValueError: no listener, one listener twice, or an option out of its range.
         RuntimeError: told from two event loops.
     """
 
     def __init__(
-        self, listeners: Iterable[SagaListener | Queued | Inline], *, dead_letters: DeadLetters | None = None
+        self,
+        listeners: Iterable[SagaListener | Queued | Inline],
+        *,
+        dead_letters: DeadLetters | None = None,
+        close_seconds: float = 10.0,
     ) -> None:
+        if dead_letters is not None and not hasattr(dead_letters, "bury"):
+            msg = (
+                f"dead_letters: got {dead_letters!r}; allowed: an object with an async `bury`, as DeadLetterFile(path)"
+            )
+            raise TypeError(msg)
         policies = [_policy(each) for each in listeners]
         if not policies:
             msg = "listeners: got none; allowed: one or more"
@@ -103,7 +114,9 @@ class FanOut(SagaListener):
             else:
                 self._inline.append(inline := InlineLane(policy, name, dead_letters))
                 self._lanes[name] = inline
+        self.inline = bool(self._inline)  # should it be a listener of another fan-out
         self._calls_hooks = any(not lane.takes_events for lane in self._lanes.values())
+        self._close_seconds = close_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[dict[str, int]] | None = None
 
@@ -179,7 +192,7 @@ class FanOut(SagaListener):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
+        await self.aclose(self._close_seconds)
 
     async def _close(self, seconds: float) -> dict[str, int]:
         deadline = time.monotonic() + seconds

@@ -7,7 +7,7 @@ import contextvars
 import logging
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sagascope.accounting import DeadLetters, said
 from sagascope.current import telling
@@ -33,6 +33,9 @@ _KEEP_SECONDS = 2.0
 """For keeping what is left as dead letters, beyond the deadline."""
 _GRACE_SECONDS = 1.0
 """What ending something may take when the deadline has passed."""
+
+
+State = Literal["ok", "failing", "open", "full"]
 
 
 class Told(NamedTuple):
@@ -66,7 +69,7 @@ class _Lane:
         return self.account.counts
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         """See `ListenerHealth.state`."""
         if self._resilient.breaker.is_open:
             return "open"
@@ -178,7 +181,7 @@ class Lane(_Lane):
         self._workers = [_Worker(self) for _ in range(policy.workers)]
 
     @property
-    def state(self) -> str:
+    def state(self) -> State:
         return "full" if self._depth >= self.size else super().state
 
     def tell(self, told: Told, *, patient: bool) -> asyncio.Future[None] | None:

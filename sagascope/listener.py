@@ -7,7 +7,7 @@ somewhere: it turns every hook into the one `SagaEvent` that all listeners of th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sagascope.current import told
 from sagascope.events import EventType
@@ -26,7 +26,7 @@ class SagaListener:
     copy what you keep, and never change them.
     """
 
-    inline: ClassVar[bool] = False
+    inline: bool = False
     """Whether a FanOut lets the saga wait for it, which an outbox needs; the others are told from a queue."""
 
     @property

@@ -41,7 +41,10 @@ class Queued:
 
     def __post_init__(self) -> None:
         for option, least in _LEAST.items():
-            _require(option, getattr(self, option), f"{least} or more", holds=getattr(self, option) >= least)
+            value = getattr(self, option)
+            kind = (int, float) if option in ("block_seconds", "linger_ms") else int
+            _require(option, value, f"a number, {least} or more", holds=isinstance(value, kind) and value >= least)
+        _require("retry", self.retry, "a Retry", holds=isinstance(self.retry, Retry))
         _require("when_full", self.when_full, "'block' or 'drop'", holds=self.when_full in ("block", "drop"))
         _require_plain(self.listener)
 
@@ -62,7 +65,8 @@ class Inline:
     breaker_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        _require("timeout_ms", self.timeout_ms, "1 or more", holds=self.timeout_ms >= 1)
+        holds = isinstance(self.timeout_ms, int) and self.timeout_ms >= 1
+        _require("timeout_ms", self.timeout_ms, "a whole number, 1 or more", holds=holds)
         _require_plain(self.listener)
 
 

@@ -8,7 +8,7 @@ For those who must be able to prove what happened.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from sagascope.listener import EventListener
 
@@ -29,7 +29,7 @@ class AuditLogListener(EventListener):
     saga's undoes an entry.
     """
 
-    inline: ClassVar[bool] = True
+    inline = True
 
     def __init__(self, audit_storage: AuditLog) -> None:
         self.audit_storage = audit_storage

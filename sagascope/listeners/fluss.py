@@ -3,7 +3,8 @@
 Needs the extra `sagascope[fluss]` (pyfluss, which brings pyarrow).
 
     listener = FlussAnalyticsListener("localhost:9123")
-    saga = OrderSaga(listeners=[FanOut(listener)])
+    async with FanOut([listener]) as fan_out:
+        await OrderSaga(listeners=[fan_out]).run(context)
 """
 
 from __future__ import annotations

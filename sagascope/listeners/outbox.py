@@ -6,7 +6,7 @@ async with OutboxSagaListener(PostgresOutbox("postgresql://orders@db/orders")) a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from sagascope.listener import EventListener
 
@@ -27,7 +27,7 @@ class OutboxSagaListener(EventListener):
     here to be written later.
     """
 
-    inline: ClassVar[bool] = True
+    inline = True
 
     def __init__(self, storage: OutboxStorage) -> None:
         self.storage = storage

@@ -3,7 +3,8 @@
 Needs the extra `sagascope[rabbitmq]` (aio-pika).
 
     listener = RabbitMQListener("amqp://shop:secret@rabbit.internal/")
-    await OrderSaga(listeners=[FanOut(listener)]).run(context)
+    async with FanOut([listener]) as fan_out:
+        await OrderSaga(listeners=[fan_out]).run(context)
 """
 
 from __future__ import annotations

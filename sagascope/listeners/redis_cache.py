@@ -4,7 +4,8 @@ Needs the extra `sagascope[redis]` (redis-py).
 
     client = Redis(socket_timeout=1, retry=Retry(NoBackoff(), 0))
     listener = RedisCacheListener(client)
-    await OrderSaga(listeners=[FanOut(listener)]).run(context)
+    async with FanOut([listener]) as fan_out:
+        await OrderSaga(listeners=[fan_out]).run(context)
     saga = await listener.get("order-17")
 """
 

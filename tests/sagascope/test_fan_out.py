@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
-from sagascope import FanOut, Inline, Queued, Retry, saga_scope
+from sagascope import FanOut, Inline, MonitoredListener, Queued, Retry, TimeoutWrappedListener, saga_scope
 from sagascope.current import NoSagaScopeError
 from sagascope.errors import PartialError, PermanentError, TransientError
 from sagascope.events import EventType
@@ -22,7 +23,7 @@ from sagascope.listener import HOOKS, EventListener, SagaListener
 from tests.sagascope.conftest import WHOLE_LIFE, MemoryListener, a_whole_life, make_event, until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sagascope.events import SagaEvent
     from sagascope.lanes import Lane
@@ -302,6 +303,31 @@ def test_the_saga_waits_for_an_inline_listener() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        TimeoutWrappedListener,
+        lambda inner: MonitoredListener(inner, "outbox", CollectorRegistry()),
+        lambda inner: FanOut([inner]),
+    ],
+    ids=["timeout", "monitored", "fan-out"],
+)
+def test_a_listener_that_is_inline_stays_so_within_a_wrapper(wrap: Callable[[SagaListener], SagaListener]) -> None:
+    """Wrapped for its figures or a time limit, an outbox is still one that the saga waits for."""
+
+    class Outbox(MemoryListener):
+        inline = True
+
+    outbox = Outbox(delay=0.01)
+
+    async def main() -> None:
+        async with FanOut([wrap(outbox)]) as fan_out, saga_scope("o-1", "order", listeners=[fan_out]) as saga:
+            await saga.started({})
+            assert outbox.story == [("saga_started", None)]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_the_saga_waits_for_an_inline_listener_no_longer_than_its_timeout(*, stubborn: bool) -> None:
     """A hung inline listener costs the saga its timeout, and the event is a dead letter; also where it can't be cancelled."""
@@ -542,8 +568,18 @@ def test_what_makes_no_fan_out_is_refused(listeners: Any, error: type[Exception]
         FanOut(listeners)
 
 
+def test_dead_letters_that_can_keep_nothing_are_refused() -> None:
+    """A path instead of a DeadLetterFile would lose every one of them."""
+    with pytest.raises(TypeError, match=r"dead_letters: got 'dead.jsonl'; allowed: .*DeadLetterFile\(path\)"):
+        FanOut([MemoryListener()], dead_letters="dead.jsonl")  # type: ignore[arg-type] # the mistake
+
+
 @pytest.mark.parametrize(
-    ("option", "value"), [("size", 0), ("when_full", "explode"), ("workers", 0), ("linger_ms", -1), ("timeout_ms", 0)]
+    ("option", "value"),
+    [
+        *(("size", 0), ("when_full", "explode"), ("workers", 0), ("linger_ms", -1), ("timeout_ms", 0)),
+        *(("size", "9"), ("batch_size", 2.5), ("retry", 3)),
+    ],
 )
 def test_an_option_out_of_range_is_refused(option: str, value: Any) -> None:
     """Naming the option, the value, and what is allowed."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import textwrap
 import zipfile
 from email import message_from_string
 from importlib import import_module
@@ -118,3 +120,21 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     """A misspelt name fails as in any module."""
     with pytest.raises(AttributeError, match="module 'sagascope' has no attribute 'Kafka'"):
         getattr(sagascope, "Kafka")  # noqa: B009 - mypy knows better than to let it pass
+
+
+def test_the_examples_of_modules_are_python() -> None:
+    """What a module's docstring shows can be pasted: it compiles, and names only what there is."""
+    found = 0
+    for path in sorted((CHECKOUT / "sagascope").rglob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        for block in re.findall(r"(?:^    .*\n?|^\n)+", text, re.MULTILINE):
+            code = textwrap.dedent(block).strip()
+            if not re.match(r"(async with|await|class|[a-z_, ]+ = |watch_|from |[A-Z]\w+\()", code):
+                continue  # a table, or JSON
+            tree = compile(code, str(path), "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                if isinstance(call.func, ast.Name) and call.func.id == "FanOut":
+                    given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "listeners")]
+                    assert isinstance(given[0], ast.List), f"{path.name}: FanOut takes a list"
+            found += 1
+    assert found > 15

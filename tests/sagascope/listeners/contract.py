@@ -1,7 +1,7 @@
 """The laws of every listener, as test classes to inherit from: what is true of one is asked of all.
 
     class TestRedisCache(NetworkedContract):
-        module = "sagascope.listeners.redis_cache"
+        name = "RedisCacheListener"
         ...
 
 `ListenerContract` needs no server; `NetworkedContract` talks to the real one, through a proxy that harms the connection.
@@ -60,8 +60,6 @@ def a_run(saga_id: str, saga_name: str = "order") -> list[SagaEvent]:
 class ListenerContract(ABC):
     """Laws that hold without a server."""
 
-    module: ClassVar[str]
-    """Where the listener's class is."""
     name: ClassVar[str]
     """The class's name, also in `sagascope`."""
     drivers: ClassVar[Sequence[str]] = ()
@@ -246,6 +244,20 @@ class NetworkedContract(ListenerContract):
                 await _written(listener, events)
                 stored = await self.stored(server)
                 assert set(stored) == set(self.expected(events))
+                async with asyncio.timeout(10):
+                    await listener.close()
+
+        asyncio.run(main())
+
+    def test_the_first_writes_may_come_at_once(self, server: int) -> None:
+        """Several tasks may write, also before it is open: all of it is stored, and it is opened once or safely twice."""
+        runs = [a_run(f"order-{n}") for n in range(8)]
+
+        async def main() -> None:
+            async with self.at(server) as listener:
+                await asyncio.gather(*(listener.write(run) for run in runs))
+                stored = await self.stored(server)
+                assert sorted(stored) == sorted(self.expected([event for run in runs for event in run]))
                 async with asyncio.timeout(10):
                     await listener.close()
 

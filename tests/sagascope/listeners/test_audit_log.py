@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 class TestOnPostgreSQL(NetworkedContract):
     """The laws of every listener, with a real server."""
 
-    module = "sagascope.listeners.audit_log"
     name = "AuditLogListener"
     drivers = ("asyncpg",)
     extra = "postgres"
@@ -58,7 +57,6 @@ class TestOnPostgreSQL(NetworkedContract):
 class TestOnSQLite(ListenerContract):
     """The laws that need no server."""
 
-    module = "sagascope.listeners.audit_log"
     name = "AuditLogListener"
     drivers = ("aiosqlite",)
     extra = "sqlite"
@@ -70,7 +68,6 @@ class TestOnSQLite(ListenerContract):
 class TestInAFile(ListenerContract):
     """The laws that need no server."""
 
-    module = "sagascope.listeners.audit_log"
     name = "AuditLogListener"
 
     def unopened(self, tmp_path: Path) -> AuditLogListener:

@@ -40,7 +40,6 @@ __all__ = ["search"]
 class SearchContract(NetworkedContract):
     """The contract, whichever product is written to."""
 
-    module = "sagascope.listeners.elasticsearch"
     name = "ElasticsearchListener"
 
     @abstractmethod

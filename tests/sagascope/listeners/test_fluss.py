@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 class TestFlussAnalyticsListener(NetworkedContract):
     """The laws of every listener."""
 
-    module = "sagascope.listeners.fluss"
     name = "FlussAnalyticsListener"
     drivers = ("fluss", "pyarrow", "pandas")
     extra = "fluss"

@@ -53,7 +53,6 @@ def told(events: Iterable[SagaEvent], **settings: Any) -> CollectorRegistry:
 class TestMetricsSagaListener(ListenerContract):
     """The laws of every listener."""
 
-    module = "sagascope.listeners.metrics"
     name = "MetricsSagaListener"
     drivers = ("prometheus_client",)
     extra = "prometheus"

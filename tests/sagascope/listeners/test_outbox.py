@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 class TestOnPostgreSQL(NetworkedContract):
     """The laws of every listener, with a real server."""
 
-    module = "sagascope.listeners.outbox"
     name = "OutboxSagaListener"
     drivers = ("asyncpg",)
     extra = "postgres"
@@ -55,7 +54,6 @@ class TestOnPostgreSQL(NetworkedContract):
 class TestOnSQLite(ListenerContract):
     """The laws that need no server."""
 
-    module = "sagascope.listeners.outbox"
     name = "OutboxSagaListener"
     drivers = ("aiosqlite",)
     extra = "sqlite"

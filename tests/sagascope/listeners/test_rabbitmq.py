@@ -70,7 +70,6 @@ def ids(messages: Sequence[AbstractIncomingMessage]) -> list[str | None]:
 class TestRabbitMQ(NetworkedContract):
     """The laws of every listener, on the real broker."""
 
-    module = "sagascope.listeners.rabbitmq"
     name = "RabbitMQListener"
     drivers: ClassVar[Sequence[str]] = ("aio_pika",)
     extra = "rabbitmq"

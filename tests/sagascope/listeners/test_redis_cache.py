@@ -57,7 +57,6 @@ def port(redis_server: int) -> int:
 class TestRedisCache(NetworkedContract):
     """The laws of every listener, on the real server."""
 
-    module = "sagascope.listeners.redis_cache"
     name = "RedisCacheListener"
     drivers: ClassVar[Sequence[str]] = ("redis",)
     extra = "redis"

@@ -108,7 +108,6 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
 class TestTracingSagaListener(ListenerContract):
     """The laws of every listener."""
 
-    module = "sagascope.listeners.tracing"
     name = "TracingSagaListener"
     drivers = ("opentelemetry",)
     extra = "opentelemetry"

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 class TestWebhook(NetworkedContract):
     """The laws of every listener."""
 
-    module = "sagascope.listeners.webhook"
     name = "WebhookListener"
     drivers = ("httpx", "httpcore")
     extra = "webhook"
