@@ -25,7 +25,7 @@ from pyiceberg.expressions.parser import parse
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.types import TimestamptzType
 
-from warehouse import saga_runs, statistics
+from warehouse import reports, saga_runs, statistics
 from warehouse.catalog import open_catalog
 from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, TABLES, Table
 
@@ -43,7 +43,9 @@ TIME = TimestamptzType()  # one for all: PyIceberg takes its time to make one
 
 READING = {duckdb.StatementType.SELECT}  # EXPLAIN would run what it explains, if asked to ANALYZE
 
-MAY_NAME_RUNS = re.compile("run|as_of|known_definitions|show|information_schema|duckdb_|pg_catalog", re.IGNORECASE)
+MAY_NAME_RUNS = re.compile(
+    rf"run|as_of|known_definitions|{'|'.join(reports.NAMES)}|show|information_schema|duckdb_|pg_catalog", re.IGNORECASE
+)
 """Is found in each query that needs the views of runs, and in some that don't."""
 
 REPORTS = Path(__file__).parent / "sql"
@@ -179,6 +181,7 @@ def _create_views(
         connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
         connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
         saga_runs.create_views(connection, "run_events", "known_definitions", since, until)
+        reports.create_macros(connection)
 
     return create_views_of_runs
 
