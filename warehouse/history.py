@@ -79,6 +79,8 @@ class History:
     Views of runs (see `warehouse.saga_runs`): `saga_runs`, `open_runs`, `step_runs`, `runs`, and the macro
     `abandoned_runs(age := INTERVAL 1 DAY)`. They also see the events of the days before `since` that the setting
     `longest_run_days` says (view `run_events`), so that a run is told whole where it began before.
+
+    Reports (see `warehouse.reports`) are macros: `FROM most_failing_steps(saga := 'order*')`.
     """
 
     def __init__(
