@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-import math
 import os
 import signal
 import sys
 import time
 from datetime import datetime
-from decimal import Decimal
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import duckdb
@@ -22,11 +17,11 @@ from kafka.errors import KafkaError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines import audit_commands, load_command, processes, stack, upkeep_commands
+from pipelines import audit_commands, history_commands, load_command, processes, stack, upkeep_commands
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.load_command import For, Rate, ScaleTime, Seed
 from pipelines.moments import parse_moment
-from pipelines.terminal import make_console, rows_as_table
+from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.errors import WarehouseError
 from warehouse.settings import CHECKOUT, PREFIX, Settings
 
@@ -52,6 +47,8 @@ app.command(name="workload")(load_command.workload)
 app.command()(upkeep_commands.parity)
 app.add_typer(upkeep_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
+app.command()(history_commands.report)
+app.add_typer(history_commands.sagas, name="sagas")
 
 EXPECTED = (
     stack.StackError,
@@ -62,14 +59,6 @@ EXPECTED = (
     ValueError,
     OSError,
 )
-
-
-class Format(StrEnum):
-    """How rows are printed."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
 
 
 @app.command()
@@ -200,7 +189,7 @@ def sql(
     with history.open(_settings(), since, until) as tables:
         answer = tables.sql(query)
         columns, rows = answer.columns, answer.fetchall()
-    _print_rows(columns, rows, output)
+    print_rows(columns, rows, output)
 
 
 @app.command()
@@ -216,31 +205,8 @@ def doctor(
     if output is Format.TABLE:
         raise typer.Exit(doctor_module.run(os.environ, console))
     findings = doctor_module.diagnose(os.environ)
-    _print_rows(list(findings[0].__struct_fields__), [msgspec.structs.astuple(one) for one in findings], output)
+    print_rows(list(findings[0].__struct_fields__), [msgspec.structs.astuple(one) for one in findings], output)
     raise typer.Exit(doctor_module.exit_code(findings))
-
-
-def _print_rows(columns: list[str], rows: list[tuple[object, ...]], output: Format) -> None:
-    match output:
-        case Format.TABLE:
-            console.print(rows_as_table(columns, rows))
-        case Format.CSV:
-            writer = csv.writer(sys.stdout, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
-        case Format.JSON:
-            for row in rows:
-                fields = {column: _json_value(value) for column, value in zip(columns, row, strict=True)}
-                sys.stdout.write(json.dumps(fields, default=str) + "\n")
-
-
-def _json_value(value: object) -> object:
-    """As JSON has it: numbers as numbers, moments in ISO 8601, no NaN."""
-    if isinstance(value, Decimal):
-        value = float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _settings() -> Settings:

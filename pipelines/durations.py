@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,9})?)(?P<unit>[smh]?)")
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?P<number>[0-9]{1,9}(?:\.[0-9]{1,9})?)(?P<unit>[smhd]?)")
 
 
 class InvalidDurationError(ValueError):
@@ -14,7 +14,7 @@ class InvalidDurationError(ValueError):
     def __init__(self, text: str) -> None:
         self.text = text
         super().__init__(
-            f"no duration: {text!r}; write a number above 0 and s, m or h, like 60s, 2m or 1.5h; "
+            f"no duration: {text!r}; write a number above 0 and s, m, h or d, like 60s, 2m, 1.5h or 7d; "
             "a number alone is seconds"
         )
 
@@ -23,7 +23,7 @@ class InvalidDurationError(ValueError):
 
 
 def parse_duration(text: str) -> float:
-    """The duration in seconds: `60s`, `2m`, `1h`, `1.5h`, or `90` for 90 s. Always more than 0.
+    """The duration in seconds: `60s`, `2m`, `1h`, `1.5h`, `7d`, or `90` for 90 s. Always more than 0.
 
     Raises:
         InvalidDurationError: the text is none of these.

@@ -130,7 +130,9 @@ def _place(url: str) -> str:
 async def join(settings: Settings, kafka: KafkaListener, port: int, cleanup: AsyncExitStack) -> Joined:
     """A fan-out to the topic and to all sinks that take part; its health and metrics are served at the port."""
     for driver in ("elastic_transport", "aiormq"):
-        logging.getLogger(driver).setLevel(logging.CRITICAL)  # tracebacks of who is not there; what matters is told below
+        logging.getLogger(driver).setLevel(
+            logging.CRITICAL
+        )  # tracebacks of who is not there; what matters is told below
     registry = CollectorRegistry()
     sinks, absent = await connect(settings, cleanup, registry)
     topic = Sink(Queued(kafka, size=100_000), f"topic {settings.topic}")

@@ -9,6 +9,7 @@ events tell of a window long before it is closed, and for ever where no later ev
 
 from __future__ import annotations
 
+import re
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,12 +25,12 @@ from pyiceberg.expressions.parser import parse
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.types import TimestamptzType
 
-from warehouse import statistics
+from warehouse import reports, saga_runs, statistics
 from warehouse.catalog import open_catalog
-from warehouse.tables import EVENTS, STATISTICS, TABLES, Table
+from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, TABLES, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyiceberg.catalog import Catalog
     from pyiceberg.manifest import DataFile
@@ -42,6 +43,10 @@ TIME = TimestamptzType()  # one for all: PyIceberg takes its time to make one
 
 READING = {duckdb.StatementType.SELECT}  # EXPLAIN would run what it explains, if asked to ANALYZE
 
+MAY_NAME_RUNS = re.compile(
+    rf"run|as_of|known_definitions|{'|'.join(reports.NAMES)}|show|information_schema|duckdb_|pg_catalog", re.IGNORECASE
+)
+"""Is found in each query that needs the views of runs, and in some that don't."""
 
 REPORTS = Path(__file__).parent / "sql"
 
@@ -70,10 +75,19 @@ class History:
 
     A statistic has one more column, `open`: TRUE where the row was computed from the events just now, because the job
     has stored no window as late as that; the row may still change. `stored_step_stats` and its like hold what is stored.
+
+    Views of runs (see `warehouse.saga_runs`): `saga_runs`, `open_runs`, `step_runs`, `runs`, and the macro
+    `abandoned_runs(age := INTERVAL 1 DAY)`. They also see the events of the days before `since` that the setting
+    `longest_run_days` says (view `run_events`), so that a run is told whole where it began before.
+
+    Reports (see `warehouse.reports`) are macros: `FROM most_failing_steps(saga := 'order*')`.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, create_views_of_runs: Callable[[], None] | None = None
+    ) -> None:
         self._connection = connection
+        self._create_views_of_runs = create_views_of_runs
 
     def sql(self, query: str, parameters: object = None) -> duckdb.DuckDBPyRelation:
         """The answer of one SELECT (also WITH, DESCRIBE, SUMMARIZE).
@@ -88,6 +102,10 @@ class History:
             named = ", ".join(kind.name for kind in kinds) or "nothing"
             msg = f"the history is read-only: got {named}; allowed: one SELECT, WITH, DESCRIBE or SUMMARIZE"
             raise ReadOnlyError(msg)
+        if self._create_views_of_runs and MAY_NAME_RUNS.search(query):
+            # Only now: to make a view opens files, of days before `since` too.
+            self._create_views_of_runs()
+            self._create_views_of_runs = None
         return self._connection.sql(query, params=parameters)
 
 
@@ -120,11 +138,11 @@ def open(  # noqa: A001 - read as history.open
     connection = duckdb.connect(":memory:")
     try:
         connection.execute("SET TimeZone = 'UTC'")
-        _create_views(connection, catalog, settings, since, until)
+        create_views_of_runs = _create_views(connection, catalog, settings, since, until)
         connection.execute("SET allowed_directories = [?]", [str(settings.warehouse_folder)])
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        yield History(connection)
+        yield History(connection, create_views_of_runs)
     finally:
         connection.close()
 
@@ -135,15 +153,18 @@ def _create_views(
     settings: Settings,
     since: datetime | None,
     until: datetime | None,
-) -> None:
+) -> Callable[[], None]:
+    """Create the tables' views; returns what creates those of runs."""
     seconds = {table: statistics.window_seconds(settings, table) for table in STATISTICS}
     tail_ends = {table: until and _next_window(until, seconds[table]) for table in STATISTICS}
     plan = partial(_plan, connection, catalog, since=since)
+    runs_since = since and _before(since, timedelta(days=settings.longest_run_days))
     # Without `until`, so that the newest window that is stored is among the files. The statistics before the events: what
     # is committed between the two is then computed from the tail, where the other way round a window closed and stored
     # meanwhile would be told without its events.
     planned = {table: plan(table, until=None) for table in STATISTICS}
-    planned[EVENTS] = plan(EVENTS, until=max(filter(None, tail_ends.values()), default=None))
+    planned[EVENTS] = plan(EVENTS, since=runs_since, until=max(filter(None, tail_ends.values()), default=None))
+    definitions = plan(SAGA_DEFINITIONS, since=None, until=None)  # of a saga that runs since long ago, too
     planned |= {table: plan(table, until=until) for table in TABLES if table not in planned}
     for table, stored in planned.items():
         name = f"stored_{table.name}" if table in STATISTICS else table.name
@@ -157,6 +178,14 @@ def _create_views(
             computed = statistics.query(settings, table, f"({tail})")
             rows += f' UNION ALL BY NAME SELECT *, TRUE AS "open" FROM ({computed})'  # noqa: S608 - ours
         connection.execute(f'CREATE VIEW "{table.name}" AS {rows}')
+
+    def create_views_of_runs() -> None:
+        connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
+        connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
+        saga_runs.create_views(connection, "run_events", "known_definitions", since, until)
+        reports.create_macros(connection)
+
+    return create_views_of_runs
 
 
 @dataclass(frozen=True)
@@ -225,6 +254,11 @@ def _between(column: str, since: datetime | None, until: datetime | None) -> Boo
     """PyIceberg's filter that keeps the files which may hold such rows."""
     bounds = [f"{column} {sign} '{moment.isoformat()}'" for sign, moment in ((">=", since), ("<", until)) if moment]
     return parse(" and ".join(bounds)) if bounds else AlwaysTrue()
+
+
+def _before(moment: datetime, span: timedelta) -> datetime:
+    """So long before the moment, or the first moment there is."""
+    return moment - span if moment - EPOCH > span else EPOCH
 
 
 def _next_window(moment: datetime, seconds: int) -> datetime:

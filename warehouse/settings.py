@@ -17,6 +17,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
+Days = Annotated[int, Meta(ge=1, le=36_500)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 
 
@@ -51,6 +52,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How often the job commits: the freshness of the tables."""
     snapshots_kept_minutes: Positive = 60
     """For how long what was current stays readable: the longest that a query or the commit of a recompute may take."""
+    longest_run_days: Days = 7
+    """So many days before those asked for are read, too, for the beginnings of runs that ended within them."""
     redis_url: str = ""
     """The demo's sagas are told to this Redis, too; empty: to one at redis://127.0.0.1:6379/0, if it answers."""
     elasticsearch_url: str = ""

@@ -19,26 +19,27 @@ from pipelines.durations import InvalidDurationError, parse_duration
         ("1h", 3600.0),
         ("90", 90.0),
         ("1.5h", 5400.0),
+        ("7d", 604_800.0),
         ("0.25s", 0.25),
         (" 10s ", 10.0),
         ("007", 7.0),
     ],
 )
 def test_a_number_and_its_unit_are_seconds(text: str, seconds: float) -> None:
-    """A number with s, m or h is that many seconds, and a number alone is seconds."""
+    """A number with s, m, h or d is that many seconds, and a number alone is seconds."""
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "s", "0", "0s", "0.0h", "-5s", "+5s", "5d", "5 s", "1h30m", "1e3", "inf", "nan", ".5s", "5.", "٣s"],
+    ["", " ", "s", "0", "0s", "0.0h", "-5s", "+5s", "5w", "5 s", "1h30m", "1e3", "inf", "nan", ".5s", "5.", "٣s"],
 )
 def test_what_is_no_duration_is_refused(text: str) -> None:
     """The error names the text and what to write instead, and survives pickling."""
     with pytest.raises(InvalidDurationError) as caught:
         parse_duration(text)
     assert repr(text) in str(caught.value)
-    assert "60s, 2m or 1.5h" in str(caught.value)
+    assert "60s, 2m, 1.5h or 7d" in str(caught.value)
     assert isinstance(caught.value, ValueError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301 - pickled on this line
 

@@ -7,6 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import msgspec
 import pyarrow as pa
 import pytest
 from pyiceberg.io.pyarrow import schema_to_pyarrow
@@ -15,7 +16,7 @@ from pyiceberg.types import LongType
 from warehouse import history
 from warehouse.catalog import open_catalog
 from warehouse.history import ReadOnlyError
-from warehouse.tables import EVENTS, STATISTICS, STEP_STATS, Table
+from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, STEP_STATS, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -349,3 +350,30 @@ def test_a_window_stored_while_it_opens_is_told_once_and_with_its_events(lake: S
         told = tables.sql("SELECT sum(completed), count(*) FROM step_stats").fetchall()
         assert told == [(3, 2)]
         assert tables.sql("SELECT count(*) FROM events").fetchall() == [(3,)]
+
+
+def test_a_run_that_began_before_since_is_told_whole(lake: Settings) -> None:
+    """Its events of as many days as the setting says are read, too, and its definition however old; not one day more."""
+    steps = '[{"step_name": "reserve", "compensable": true, "pivot": false, "later_field": 1}]'
+    definition = {"definition_id": "d", "saga_name": "order", "steps": steps, "first_seen": MIDNIGHT - 90 * 24 * HOUR}
+    append(lake, SAGA_DEFINITIONS, definition)
+    begun = MIDNIGHT - 6.5 * 24 * HOUR
+    ended = {"event_type": "saga_failed", "step_name": None, "sequence": 10_000, "definition_id": "d"}
+    append(lake, EVENTS, step_ended(begun) | {"definition_id": "d"}, step_ended(second(5)) | ended)
+    query = "SELECT outcome, steps_done FROM saga_runs"
+    with history.open(lake, MIDNIGHT) as tables:
+        assert tables.sql("SELECT count(*) FROM events").fetchall() == [(1,)]
+        assert tables.sql(query).fetchall() == [("rolled_back_partial", ["reserve"])]
+    with history.open(lake, MIDNIGHT + 24 * HOUR) as tables:
+        assert tables.sql(query).fetchall() == []
+    with history.open(msgspec.structs.replace(lake, longest_run_days=6), MIDNIGHT) as tables:
+        assert tables.sql(query).fetchall() == [("failed_nothing_to_undo", [])]
+
+
+def test_views_of_runs_are_among_the_tables(lake: Settings) -> None:
+    """Who looks for them finds them, although they are made only when a query may name them."""
+    with history.open(lake) as tables:
+        names = {row[0] for row in tables.sql("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()}
+        assert {"saga_runs", "open_runs", "step_runs", "events", "step_stats"} <= names
+        for view in ("saga_runs", "OPEN_RUNS", '"step_runs"', "abandoned_runs()"):
+            assert tables.sql(f"FROM {view}").fetchall() == []

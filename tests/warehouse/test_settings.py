@@ -31,6 +31,8 @@ def test_a_process_that_is_started_gets_the_same_settings() -> None:
         ("SAGASCOPE_WINDOW_SECONDS", "ten", "int"),
         ("SAGASCOPE_WINDOW_SECONDS", "0", ">= 1"),
         ("SAGASCOPE_WATERMARK_DELAY_MS", "-1", ">= 0"),
+        ("SAGASCOPE_LONGEST_RUN_DAYS", "0", ">= 1"),
+        ("SAGASCOPE_LONGEST_RUN_DAYS", "999999999999", "<= 36500"),
         ("SAGASCOPE_TOPIC", "no spaces'", "regex"),
         ("SAGASCOPE_TOPIC", "", "regex"),
     ],

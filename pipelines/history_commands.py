@@ -1,0 +1,211 @@
+"""Commands that ask the history of runs: `sagascope report`, `sagascope sagas`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.moments import parse_moment
+from pipelines.terminal import Format, make_console, print_rows, rows_as_table
+from warehouse.settings import Settings
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyRelation
+
+sagas = typer.Typer(help="Find runs of sagas, and look at one.", no_args_is_help=True)
+console = make_console()
+
+Since = Annotated[
+    datetime | None,
+    typer.Option(parser=parse_moment, metavar="MOMENT", help="Only from here: 2026-11-23T10:00, or 7d ago."),
+]
+Until = Annotated[datetime | None, typer.Option(parser=parse_moment, metavar="MOMENT", help="Only before this moment.")]
+Saga = Annotated[str, typer.Option(metavar="PATTERN", help="Only kinds of saga of such a name: 'order*'.")]
+
+
+Attributes = Annotated[
+    list[str] | None,
+    typer.Option("--attribute", metavar="KEY=VALUE", help="Only runs with this attribute; repeatable."),
+]
+
+
+class ReportFormat(StrEnum):
+    """How a report is written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+class Status(StrEnum):
+    """What can be asked of a run: an outcome, open, or failed for any outcome but completed."""
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ROLLED_BACK = "rolled_back"
+    ROLLED_BACK_PARTIAL = "rolled_back_partial"
+    COMPENSATION_FAILED = "compensation_failed"
+    PARTIALLY_COMMITTED = "partially_committed"
+    FAILED_NOTHING_TO_UNDO = "failed_nothing_to_undo"
+
+
+class Order(StrEnum):
+    """What comes first: the latest start, the latest end, or the longest."""
+
+    STARTED = "started"
+    ENDED = "ended"
+    DURATION = "duration"
+
+
+Statuses = Annotated[
+    list[Status] | None, typer.Option(help="Only runs of this status; repeatable. failed: all that ended otherwise.")
+]
+
+
+def report(
+    name: Annotated[str | None, typer.Argument(help="Which report; none: lists them.")] = None,
+    *,
+    since: Since = None,
+    until: Until = None,
+    saga: Saga = "*",
+    attribute: Attributes = None,
+    output: Annotated[ReportFormat, typer.Option("--format", help="How it is written.")] = ReportFormat.TABLE,
+) -> None:
+    """A report over the runs of sagas, by default over the span that is usual for it. Each is a macro in SQL, too.
+
+    Example: sagascope report most_failing_steps --since 7d --saga 'order*' --attribute tenant=acme
+    """
+    from warehouse import history, reports  # noqa: PLC0415 - so that --help is there at once
+
+    if name is None:
+        listed = [reports.load(one) for one in reports.NAMES]
+        console.print(rows_as_table(("report", "over", "tells"), [(r.name, str(r.span), r.title) for r in listed]))
+        return
+    try:
+        asked = reports.load(name)
+    except LookupError as error:
+        raise typer.BadParameter(str(error), param_hint="NAME") from error
+    if output is ReportFormat.PARQUET and sys.stdout.isatty():
+        msg = "parquet is no text: write it to a file, `… --format parquet > report.parquet`"
+        raise typer.BadParameter(msg, param_hint="--format")
+    since = since or (until or datetime.now(UTC)) - asked.span
+    query, parameters = reports.ask(name, saga, _entries(attribute))
+    with history.open(_settings(), since, until) as tables:
+        _write(tables.sql(query, parameters), output)
+
+
+@sagas.command("list")
+def list_sagas(
+    *,
+    status: Statuses = None,
+    saga: Saga = "*",
+    since: Since = None,
+    until: Until = None,
+    attribute: Attributes = None,
+    order: Annotated[Order, typer.Option(help="What comes first.")] = Order.STARTED,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    output: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
+) -> None:
+    """Runs that ended since then, and open ones of which something was heard since then."""
+    from warehouse import history, reports  # noqa: PLC0415
+
+    query, parameters = reports.ask_runs(_outcomes(status), order.value, limit, saga, _entries(attribute))
+    with history.open(_settings(), since, until) as tables:
+        answer = tables.sql(query, parameters)
+        print_rows(answer.columns, answer.fetchall(), output)
+
+
+@sagas.command()
+def count(
+    *,
+    status: Statuses = None,
+    saga: Saga = "*",
+    since: Since = None,
+    until: Until = None,
+    attribute: Attributes = None,
+    output: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
+) -> None:
+    """How many runs there are of each kind and status."""
+    from warehouse import history, reports  # noqa: PLC0415
+
+    query, parameters = reports.count_runs(_outcomes(status), saga, _entries(attribute))
+    with history.open(_settings(), since, until) as tables:
+        answer = tables.sql(query, parameters)
+        print_rows(answer.columns, answer.fetchall(), output)
+
+
+@sagas.command()
+def show(
+    identity: Annotated[str, typer.Argument(metavar="ID", help="A saga's id, or a run's.")],
+    since: Since = None,
+    until: Until = None,
+) -> None:
+    """Draw the timeline of a run: each execution of a step, each undoing. Of a saga that ran again, the newest run.
+
+    Exit code 1 where no event has that id.
+    """
+    from pipelines import timeline  # noqa: PLC0415
+    from warehouse import history, reports  # noqa: PLC0415
+
+    with history.open(_settings(), since, until) as tables:
+        runs = [run_id for run_id, *_ in tables.sql(reports.RUNS_OF_ID, {"id": identity}).fetchall()]
+        if not runs:
+            console.print(f"no event of a saga or a run {identity!r} in the history asked for", markup=False)
+            raise typer.Exit(1)
+        [run] = _rows(tables.sql("SELECT * FROM runs WHERE run_id = $run", {"run": runs[0]}))
+        steps = _rows(tables.sql('SELECT * FROM step_runs WHERE run_id = $run ORDER BY "sequence"', {"run": runs[0]}))
+    console.print(timeline.draw(run, steps))
+    if runs[1:]:
+        console.print(f"earlier runs of this saga: {', '.join(runs[1:])}", markup=False)
+
+
+def _entries(attributes: list[str] | None) -> dict[str, str]:
+    """Attributes as written on the command line.
+
+    Raises:
+        typer.BadParameter: one is not written as key=value.
+    """
+    entries = {}
+    for text in attributes or ():
+        key, sign, value = text.partition("=")
+        if not (key and sign):
+            msg = f"{text!r} is no attribute; write key=value, like tenant=acme"
+            raise typer.BadParameter(msg, param_hint="--attribute")
+        entries[key] = value
+    return entries
+
+
+def _outcomes(statuses: list[Status] | None) -> list[str]:
+    """The statuses as the tables have them."""
+    plain = [status.value for status in Status if status is not Status.FAILED]
+    if not statuses:
+        return plain
+    failed = [value for value in plain if value not in (Status.OPEN, Status.COMPLETED)]
+    asked = {value for status in statuses for value in (failed if status is Status.FAILED else [status.value])}
+    return sorted(asked)
+
+
+def _rows(answer: DuckDBPyRelation) -> list[dict[str, object]]:
+    return [dict(zip(answer.columns, row, strict=True)) for row in answer.fetchall()]
+
+
+def _write(answer: DuckDBPyRelation, output: ReportFormat) -> None:
+    if output is ReportFormat.PARQUET:
+        from pyarrow import BufferOutputStream, parquet  # noqa: PLC0415
+
+        buffer = BufferOutputStream()
+        parquet.write_table(answer.to_arrow_table(), buffer)
+        sys.stdout.buffer.write(buffer.getvalue())
+        return
+    print_rows(answer.columns, answer.fetchall(), Format(output.value))
+
+
+def _settings() -> Settings:
+    return Settings.from_environment(os.environ)
