@@ -11,7 +11,7 @@ from warehouse import history, statistics
 from warehouse.tables import SAGA_STATS, STATISTICS, STEP_DURATIONS, STEP_STATS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from warehouse.settings import Settings
     from warehouse.tables import Column, Table
@@ -81,6 +81,8 @@ def compare(
     since: datetime | None = None,
     until: datetime | None = None,
     closed: datetime | None = None,
+    *,
+    of: Sequence[Table] = STATISTICS,
 ) -> Comparison:
     """Compare every closed window that starts in [since, until), aware moments.
 
@@ -89,15 +91,16 @@ def compare(
         since: Inclusive; None is from the first event on.
         until: Exclusive; None is up to the windows closed.
         closed: Compare windows that end by then, not those that are closed now. For a second look.
+        of: The statistics to compare.
     """
     with history.open(settings) as tables:
         newest = _closed(tables, settings)
         closed = closed or newest
         chunks = list(_chunks(tables, settings, since, until)) if closed else []
-    found = {table: TableDifferences(table.name, 0, 0, [], 0, frozenset()) for table in STATISTICS}
+    found = {table: TableDifferences(table.name, 0, 0, [], 0, frozenset()) for table in of}
     for first, last in chunks:
         with history.open(settings, first, last + _widest(settings)) as tables:
-            for table in STATISTICS:
+            for table in of:
                 more = _compare(tables, settings, table, {"first": first, "last": last, "closed": closed})
                 found[table] = _joined(found[table], more)
     return Comparison(closed, list(found.values()))
