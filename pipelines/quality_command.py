@@ -105,7 +105,10 @@ def quality(
         first, last = asked_range(since, until, now)
         days = [one for one in judged.days_with_rows(settings, tables) if first <= one < last]
         if not days:
-            console.print(f"no rows from {first} until before {last}: nothing to judge", highlight=False)
+            typer.echo(
+                f"no rows from {first} to {last - timedelta(days=1)}: nothing to judge", err=output is Format.JSON
+            )
+            return
     site = settings.data_docs if docs else None
     findings = judged.inspect(settings, tables, days, site)
     if output is Format.JSON:
@@ -114,8 +117,7 @@ def quality(
     else:
         print_findings(findings)
     if site:
-        told = sys.stderr if output is Format.JSON else sys.stdout
-        told.write(f"Data Docs: {(site / 'index.html').as_uri()}\n")
+        typer.echo(f"Data Docs: {(site / 'index.html').as_uri()}", err=output is Format.JSON)
     if any(finding.is_error for finding in findings):
         raise typer.Exit(1)
 

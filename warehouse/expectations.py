@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import shutil
-from datetime import UTC, datetime, time
 from typing import TYPE_CHECKING
 
 import great_expectations as gx
@@ -20,6 +19,7 @@ from great_expectations.data_context.types.base import (
 from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
 from great_expectations.expectations.metadata_types import FailureSeverity
 
+from warehouse.data_docs import JudgedDay, make_self_contained
 from warehouse.rules import Rule, Severity, rules
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ class Judge:
         )
         self._context = gx.get_context(mode="ephemeral", project_config=config)
         self._lake = self._context.data_sources.add_pandas("lake")
-        self._judged: dict[str, Table] = {}
+        self._tables: dict[str, Table] = {}
+        self._days: list[JudgedDay] = []
 
     def verdicts(self, table: Table, day: date, facts: Facts) -> dict[str, bool]:
         """Whether each rule of the table holds, by its name.
@@ -74,9 +75,9 @@ class Judge:
         Raises:
             RuntimeError: Great Expectations failed to judge; says how.
         """
-        if table.name not in self._judged:
+        if table.name not in self._tables:
             self._lake.add_dataframe_asset(table.name)
-        self._judged[table.name] = table
+            self._tables[table.name] = table
         asset = self._lake.get_asset(table.name)
         name = f"{table.name} {day}"
         definition = gx.ValidationDefinition(
@@ -87,7 +88,7 @@ class Judge:
         frame = pd.DataFrame([{"rows": facts.rows} | facts.failing], index=pd.Index([str(day)], name="day"))
         result = self._context.validation_definitions.add_or_update(definition).run(
             batch_parameters={"dataframe": frame},
-            run_id=gx.RunIdentifier(run_name=str(day), run_time=datetime.combine(day, time(), UTC)),
+            run_id=gx.RunIdentifier(run_name=str(day)),
         )
         verdicts: dict[str, bool] = {}
         for one in result.results:
@@ -95,6 +96,9 @@ class Judge:
                 msg = f"{name}: Great Expectations could not judge: {one.exception_info}"
                 raise RuntimeError(msg)
             verdicts[one.expectation_config.kwargs["column"]] = bool(one.success)
+        broken = [rule.severity for rule in rules(table) if not verdicts[rule.name]]
+        errors = broken.count(Severity.ERROR)
+        self._days.append(JudgedDay(table.name, day, facts.rows, len(verdicts), errors, len(broken) - errors))
         return verdicts
 
     def build_docs(self, folder: Path) -> None:
@@ -103,7 +107,7 @@ class Judge:
         Raises:
             OSError: the folder can't be written.
         """
-        for table in self._judged.values():
+        for table in self._tables.values():
             self._context.suites.add_or_update(suite(table))  # the page of the suite is of no day
         fresh = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -116,6 +120,7 @@ class Judge:
             },
         )
         self._context.build_data_docs()
+        make_self_contained(fresh, self._days)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 

@@ -107,3 +107,13 @@ def tamper(lake: Settings, table: Table, change: Callable[[Rows], object], file:
     rows = stored.to_pylist()
     change(rows)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def put(row: int, **values: object) -> Callable[[Rows], object]:
+    """Change a row."""
+    return lambda rows: rows[row].update(values)
+
+
+def copy(row: int, **values: object) -> Callable[[Rows], object]:
+    """Add a row that is another one but for these values."""
+    return lambda rows: rows.append(rows[row] | values)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.warehouse.planted import DAY, NOON, Rows, append, event, events_of, fill, paths, tamper
+from tests.warehouse.planted import DAY, NOON, Rows, append, copy, event, events_of, fill, paths, put, tamper
 from warehouse import quality
 from warehouse.rules import LONGEST, Severity, rules
 from warehouse.tables import (
@@ -33,16 +33,6 @@ TOO_LONG = LONGEST // timedelta(milliseconds=1) + 1
 def broken(lake: Settings, table: Table, day: date = DAY) -> dict[str, Finding]:
     """The rules that do not hold, by name."""
     return {finding.rule: finding for finding in quality.check(lake, table, day) if not finding.passed}
-
-
-def put(row: int, **values: object) -> Callable[[Rows], object]:
-    """Change a row."""
-    return lambda rows: rows[row].update(values)
-
-
-def copy(row: int, **values: object) -> Callable[[Rows], object]:
-    """Add a row that is another one but for these values."""
-    return lambda rows: rows.append(rows[row] | values)
 
 
 class Fault(NamedTuple):
