@@ -10,7 +10,8 @@ engine gets these counts: one row a day, one column a rule.
 
 from __future__ import annotations
 
-from contextlib import closing
+import tempfile
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from string import Template
@@ -80,7 +81,7 @@ class Facts(msgspec.Struct, frozen=True):
     failing: dict[str, int]
     """By the rule's name."""
     samples: dict[str, tuple[FailingRow, ...]]
-    """Of the rules that anything breaks."""
+    """Some of what breaks a rule, by its name."""
 
 
 def check(settings: Settings, table: Table, day: date) -> list[Finding]:
@@ -134,7 +135,7 @@ def days_with_rows(settings: Settings, tables: Sequence[Table] = TABLES) -> list
 def count(settings: Settings, table: Table, day: date, files: PartitionedFiles) -> Facts:
     """Count the rows of a day's partitions, and those that break each rule."""
     unreadable: dict[str, str] = {}
-    with closing(_connect(settings)) as connection:
+    with _connect(settings) as connection:
         try:
             facts = _count(connection, table, day, files)
         except duckdb.Error:  # a damaged file makes it raise whatever there is
@@ -145,26 +146,29 @@ def count(settings: Settings, table: Table, day: date, files: PartitionedFiles) 
     # One of the days before is told of on its own day.
     of_day = [path for _, path in files.between(day, day + DAY)]
     broken = tuple(FailingRow({"file": path}, unreadable[path]) for path in of_day if path in unreadable)
-    windows_facts = _compare_windows(settings, table, day) if EQUALS_EVENTS in rules(table) else {}
+    others = {FILES_READABLE.name: (len(broken), broken[:SHOWN])}
+    if EQUALS_EVENTS in rules(table):
+        others[EQUALS_EVENTS.name] = _compare_windows(settings, table, day)
     return Facts(
         facts.rows,
-        facts.failing
-        | {FILES_READABLE.name: len(broken)}
-        | {name: number for name, (number, _) in windows_facts.items()},
-        facts.samples
-        | ({FILES_READABLE.name: broken[:SHOWN]} if broken else {})
-        | {name: sample for name, (number, sample) in windows_facts.items() if number},
+        facts.failing | {name: number for name, (number, _) in others.items()},
+        facts.samples | {name: sample for name, (_, sample) in others.items()},
     )
 
 
-def _connect(settings: Settings) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(":memory:")
+@contextmanager
+def _connect(settings: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of its own, with a folder of its own on the disk: two that share one take each other's files for theirs."""
     settings.temporary.mkdir(parents=True, exist_ok=True)
-    connection.execute("SET TimeZone = 'UTC'")
-    connection.execute("SET memory_limit = ?", [MEMORY])
-    connection.execute("SET temp_directory = ?", [str(settings.temporary / "quality")])
-    connection.execute("SET preserve_insertion_order = false")
-    return connection
+    with (
+        tempfile.TemporaryDirectory(prefix="quality-", dir=settings.temporary) as folder,
+        closing(duckdb.connect(":memory:")) as connection,
+    ):
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET memory_limit = ?", [MEMORY])
+        connection.execute("SET temp_directory = ?", [folder])
+        connection.execute("SET preserve_insertion_order = false")
+        yield connection
 
 
 def _count(
@@ -228,7 +232,7 @@ def _unreadable(
             yield one[1], str(error).partition("\n")[0]
 
 
-def _compare_windows(settings: Settings, table: Table, day: date) -> dict[str, tuple[int, tuple[FailingRow, ...]]]:
+def _compare_windows(settings: Settings, table: Table, day: date) -> tuple[int, tuple[FailingRow, ...]]:
     """How many closed windows of the day differ from the events, and the first of them."""
     begin = datetime.combine(day, time(), UTC)
     try:
@@ -237,7 +241,7 @@ def _compare_windows(settings: Settings, table: Table, day: date) -> dict[str, t
         raise
     except duckdb.Error as error:
         told = FailingRow({}, f"can't be compared: {str(error).partition(chr(10))[0]}")
-        return {EQUALS_EVENTS.name: (1, (told,))}
+        return 1, (told,)
     sample = tuple(
         FailingRow(
             {"window_start": one.window_start.astimezone(UTC).isoformat(sep=" "), "names": one.names},
@@ -245,7 +249,7 @@ def _compare_windows(settings: Settings, table: Table, day: date) -> dict[str, t
         )
         for one in found.shown[:SHOWN]
     )
-    return {EQUALS_EVENTS.name: (found.differing, sample)}
+    return found.differing, sample
 
 
 def _findings(table: Table, day: date, facts: Facts, verdicts: dict[str, bool]) -> Iterator[Finding]:

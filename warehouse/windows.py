@@ -95,7 +95,10 @@ def compare(
     """
     with history.open(settings) as tables:
         newest = _closed(tables, settings)
-        closed = closed or newest
+    closed = closed or newest
+    widest = _widest(settings)
+    # Only files of the span: a damaged one elsewhere is no matter of it, and a year has many.
+    with history.open(settings, since and since - widest, until and until + widest) as tables:
         chunks = list(_chunks(tables, settings, since, until)) if closed else []
     found = {table: TableDifferences(table.name, 0, 0, [], 0, frozenset()) for table in of}
     for first, last in chunks:
@@ -137,8 +140,10 @@ def _chunks(
         for table in STATISTICS
     )
     [(oldest, newest)] = tables.sql(f"SELECT min(oldest), max(newest) FROM ({bounds})").fetchall()  # noqa: S608 - ours
-    starts = [oldest, *([minutes[0][0] - _widest(settings)] if minutes else [])]
-    ends = [newest, *([minutes[-1][0]] if minutes else [])]
+    starts = [*([oldest] if oldest else []), *([minutes[0][0] - _widest(settings)] if minutes else [])]
+    ends = [*([newest] if newest else []), *([minutes[-1][0]] if minutes else [])]
+    if not starts:
+        return
     first = max(min(starts), since) if since else min(starts)
     end = max(ends) + timedelta(minutes=1)
     end = min(end, until) if until else end

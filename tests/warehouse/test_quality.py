@@ -246,6 +246,29 @@ def test_a_damaged_file_is_named_and_the_rest_is_judged(lake: Settings, damage: 
     assert found["files_readable"].rows == 4
 
 
+def test_a_damaged_file_of_another_day_is_no_matter_of_this_one(lake: Settings) -> None:
+    """A day whose own files are sound is judged by them: also its statistics, against its own events."""
+    fill(lake)
+    append(lake, EVENTS, events_of(7, NOON - timedelta(days=3)))
+    damaged = next(path for path in paths(lake, EVENTS) if "2026-11-17" in str(path))
+    damaged.write_bytes(b"no Parquet")
+    for table in TABLES:
+        assert broken(lake, table) == {}, table.name
+    assert broken(lake, EVENTS, DAY - timedelta(days=3)).keys() == {"files_readable"}
+
+
+def test_damaged_events_leave_the_statistics_undecided(lake: Settings) -> None:
+    """A statistic whose events can't be read is not said to equal them: the rule is broken, and the file is named."""
+    fill(lake)
+    [damaged] = paths(lake, EVENTS)
+    damaged.write_bytes(b"no Parquet")
+    found = broken(lake, STEP_STATS)
+    assert found.keys() == {"equals_events"}
+    [row] = found["equals_events"].sample
+    assert "can't be compared" in row.what
+    assert str(damaged) in row.what
+
+
 def test_the_days_that_have_rows(lake: Settings) -> None:
     """Each day with a partition in one of the tables is named once, in order."""
     assert quality.days_with_rows(lake) == []
