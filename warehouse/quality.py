@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """How many of the rows that break a rule are shown; their count is whole."""
+SHOWN_CHARACTERS = 200
+"""Of each value."""
 MEMORY = "1GiB"
 """What DuckDB may keep in memory; beyond it, it uses the disk."""
 DAY = timedelta(days=1)
@@ -210,9 +212,16 @@ def _sample(connection: duckdb.DuckDBPyConnection, rule: Rule) -> tuple[FailingR
         "failing_rows", key=key, what=rule.what, relation=rule.relation, fails=rule.fails, shown=str(SHOWN)
     )
     return tuple(
-        FailingRow(dict(zip(rule.key, ("NULL" if one is None else one for one in values), strict=True)), what)
+        FailingRow(dict(zip(rule.key, map(_shown, values), strict=True)), _shown(what))
         for *values, what in connection.execute(query).fetchall()
     )
+
+
+def _shown(value: str | None) -> str:
+    """A value of a row as it may be printed: cut, and what a terminal would obey written out. Anybody may send events."""
+    text = "NULL" if value is None else value
+    text = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}… ({len(text):,} characters)"
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _statement(name: str, **values: str) -> str:

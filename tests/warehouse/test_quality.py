@@ -223,6 +223,22 @@ def test_all_that_fail_are_counted_and_few_are_shown(lake: Settings) -> None:
     assert [row.key["event_id"] for row in finding.sample] == ["e0-0", "e0-1", "e0-2", "e0-3", "e1-0"]
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a\x1b[2Jb\nc\u202e", "a\\x1b[2Jb\\nc\\u202e"),
+        ("x" * 1_000_000, "x" * 186 + "… (1,000,014 characters)"),  # with "event_type is " before it
+    ],
+    ids=["what a terminal obeys", "a megabyte"],
+)
+def test_values_of_rows_are_printed_harmlessly(lake: Settings, value: str, shown: str) -> None:
+    """What a terminal would obey is written out, and a long value is cut: anybody may send events."""
+    fill(lake)
+    tamper(lake, EVENTS, put(1, event_type=value))
+    [row] = broken(lake, EVENTS)["event_type_known"].sample
+    assert row.what == f"event_type is {shown}"
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone", "overwritten"])
 def test_a_damaged_file_is_named_and_the_rest_is_judged(lake: Settings, damage: str) -> None:
     """A file that can't be read breaks a rule of its own; a fault in the day's other file is found all the same."""
