@@ -70,7 +70,9 @@ def quality(
     since: Annotated[
         datetime | None,
         typer.Option(
-            parser=parse_moment, metavar="MOMENT", help="Each day with rows, from that of this moment: 7d ago."
+            parser=parse_moment,
+            metavar="MOMENT",
+            help="Each day with rows, from that of this moment: 2026-11-16, or 168h ago.",
         ),
     ] = None,
     until: Annotated[

@@ -43,7 +43,19 @@ def test_help_names_every_command(sagascope: Runner) -> None:
     """`--help` needs nothing else, and each command's own help says what it does."""
     done = sagascope("--help")
     assert done.returncode == 0
-    for command in ("demo", "up", "down", "status", "workload", "analyze", "sql", "parity", "maintain", "doctor"):
+    for command in (
+        "demo",
+        "up",
+        "down",
+        "status",
+        "workload",
+        "analyze",
+        "sql",
+        "parity",
+        "quality",
+        "maintain",
+        "doctor",
+    ):
         assert command in done.stdout
         assert sagascope(command, "-h").returncode == 0
 
