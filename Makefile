@@ -70,4 +70,4 @@ clean: ## Delete all local state: topic, tables, checkpoints, logs (not the envi
 	if [[ -e $$lock ]]; then \
 		exec 9<"$$lock" && flock -n 9 || { echo "sagascope: the job runs (pid $$(<"$$lock")): stop it, then make clean"; exit 1; }; \
 	fi; \
-	$(DOWN) && rm -rf -- "$$home"/{kafka,lake,checkpoints,fan-out,logs,tmp,workload.json} .sagascope/dagster
+	$(DOWN) && rm -rf -- "$$home"/{kafka,lake,checkpoints,data-docs,fan-out,logs,tmp,workload.json} .sagascope/dagster

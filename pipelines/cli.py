@@ -17,7 +17,15 @@ from kafka.errors import KafkaError
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines import audit_commands, history_commands, load_command, processes, stack, upkeep_commands
+from pipelines import (
+    audit_commands,
+    history_commands,
+    load_command,
+    processes,
+    quality_command,
+    stack,
+    upkeep_commands,
+)
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.load_command import For, Rate, ScaleTime, Seed
 from pipelines.moments import parse_moment
@@ -45,6 +53,7 @@ console = make_console()
 errors = Console(stderr=True)
 app.command(name="workload")(load_command.workload)
 app.command()(upkeep_commands.parity)
+app.command()(quality_command.quality)
 app.add_typer(upkeep_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)

@@ -217,21 +217,38 @@ class _Planned:
     def select(self, since: datetime | None, until: datetime | None) -> str:
         """SQL for the rows of [since, until)."""
         paths = self.paths(since, until)
-        if not paths:
-            nothing = ", ".join(f"NULL::{kind} AS {_name(name)}" for name, kind in self.types.items())
-            return f"SELECT {nothing} WHERE FALSE"
-        # By field id, as Iceberg has it: a file from before a column was added answers NULL, and no footer is opened.
-        columns = ", ".join(
-            f"{field.field_id}: {{name: {_quoted(field.name)}, type: {_quoted(self.types[field.name])}, default_value: NULL}}"
-            for field in self.schema.fields
-        )
         bounds = [
             f"{_name(self.time_column)} {sign} TIMESTAMPTZ {_quoted(moment.isoformat())}"
             for sign, moment in ((">=", since), ("<", until))
-            if moment is not None
+            if moment is not None and paths
         ]
         where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
-        return f"SELECT * FROM read_parquet([{', '.join(map(_quoted, paths))}], schema = MAP {{{columns}}}){where}"  # noqa: S608
+        return read_files(self.schema, self.types, paths) + where
+
+
+def read_files(schema: Schema, types: dict[str, str], paths: list[str]) -> str:
+    """SQL for all rows of a table's files; of no file, no row.
+
+    Args:
+        schema: The table's, as Iceberg has it.
+        types: DuckDB's type of each column, see `duckdb_types`.
+        paths: The files.
+    """
+    if not paths:
+        nothing = ", ".join(f"NULL::{kind} AS {_name(name)}" for name, kind in types.items())
+        return f"SELECT {nothing} WHERE FALSE"
+    # By field id, as Iceberg has it: a file from before a column was added answers NULL, and no footer is opened.
+    columns = ", ".join(
+        f"{field.field_id}: {{name: {_quoted(field.name)}, type: {_quoted(types[field.name])}, default_value: NULL}}"
+        for field in schema.fields
+    )
+    return f"SELECT * FROM read_parquet([{', '.join(map(_quoted, paths))}], schema = MAP {{{columns}}})"  # noqa: S608 - ours
+
+
+def duckdb_types(connection: duckdb.DuckDBPyConnection, schema: Schema) -> dict[str, str]:
+    """DuckDB's type of each column of a table."""
+    columns = connection.from_arrow(schema_to_pyarrow(schema).empty_table())
+    return dict(zip(columns.columns, map(str, columns.types), strict=True))
 
 
 def _plan(
@@ -243,8 +260,7 @@ def _plan(
     until: datetime | None,
 ) -> _Planned:
     stored = catalog.load_table(table.identifier)
-    columns = connection.from_arrow(schema_to_pyarrow(stored.schema()).empty_table())
-    types = dict(zip(columns.columns, map(str, columns.types), strict=True))
+    types = duckdb_types(connection, stored.schema())
     tasks = stored.scan(row_filter=_between(table.time_column, since, until)).plan_files()
     files = {unquote(urlsplit(task.file.file_path).path): task.file for task in tasks}
     return _Planned(stored.schema(), table.time_column, types, files)

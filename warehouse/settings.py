@@ -130,6 +130,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.root / "fan-out"
 
     @property
+    def data_docs(self) -> Path:
+        """Where `sagascope quality --docs` writes its site."""
+        return self.root / "data-docs"
+
+    @property
     def logs(self) -> Path:
         """Where each process that Sagascope starts writes its log."""
         return self.root / "logs"

@@ -11,7 +11,7 @@ from warehouse import history, statistics
 from warehouse.tables import SAGA_STATS, STATISTICS, STEP_DURATIONS, STEP_STATS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from warehouse.settings import Settings
     from warehouse.tables import Column, Table
@@ -81,6 +81,8 @@ def compare(
     since: datetime | None = None,
     until: datetime | None = None,
     closed: datetime | None = None,
+    *,
+    of: Sequence[Table] = STATISTICS,
 ) -> Comparison:
     """Compare every closed window that starts in [since, until), aware moments.
 
@@ -89,15 +91,19 @@ def compare(
         since: Inclusive; None is from the first event on.
         until: Exclusive; None is up to the windows closed.
         closed: Compare windows that end by then, not those that are closed now. For a second look.
+        of: The statistics to compare.
     """
     with history.open(settings) as tables:
         newest = _closed(tables, settings)
-        closed = closed or newest
+    closed = closed or newest
+    widest = _widest(settings)
+    # Only files of the span: a damaged one elsewhere is no matter of it, and a year has many.
+    with history.open(settings, since and since - widest, until and until + widest) as tables:
         chunks = list(_chunks(tables, settings, since, until)) if closed else []
-    found = {table: TableDifferences(table.name, 0, 0, [], 0, frozenset()) for table in STATISTICS}
+    found = {table: TableDifferences(table.name, 0, 0, [], 0, frozenset()) for table in of}
     for first, last in chunks:
         with history.open(settings, first, last + _widest(settings)) as tables:
-            for table in STATISTICS:
+            for table in of:
                 more = _compare(tables, settings, table, {"first": first, "last": last, "closed": closed})
                 found[table] = _joined(found[table], more)
     return Comparison(closed, list(found.values()))
@@ -134,8 +140,10 @@ def _chunks(
         for table in STATISTICS
     )
     [(oldest, newest)] = tables.sql(f"SELECT min(oldest), max(newest) FROM ({bounds})").fetchall()  # noqa: S608 - ours
-    starts = [oldest, *([minutes[0][0] - _widest(settings)] if minutes else [])]
-    ends = [newest, *([minutes[-1][0]] if minutes else [])]
+    starts = [*([oldest] if oldest else []), *([minutes[0][0] - _widest(settings)] if minutes else [])]
+    ends = [*([newest] if newest else []), *([minutes[-1][0]] if minutes else [])]
+    if not starts:
+        return
     first = max(min(starts), since) if since else min(starts)
     end = max(ends) + timedelta(minutes=1)
     end = min(end, until) if until else end

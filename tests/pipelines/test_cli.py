@@ -52,6 +52,7 @@ def test_help_names_every_command(sagascope: Runner) -> None:
         "analyze",
         "sql",
         "parity",
+        "quality",
         "maintain",
         "doctor",
         "report",
