@@ -184,8 +184,8 @@ class FanOut(SagaListener):
             self._use_loop()
             self._closing = asyncio.create_task(self._close(timeout))
         left = await asyncio.shield(self._closing)
-        for lane in self._lanes.values():
-            await lane.account.kept()
+        deadline = time.monotonic() + timeout  # for what was told, and refused, since then
+        await asyncio.gather(*(lane.account.close(deadline) for lane in self._lanes.values()))
         return left
 
     async def __aenter__(self) -> Self:

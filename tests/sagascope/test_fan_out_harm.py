@@ -146,7 +146,7 @@ def test_whatever_is_cancelled_each_event_is_settled_once(
         async with asyncio.timeout(20):
             left = await fan_out.aclose(timeout)
             await asyncio.gather(*running, return_exceptions=True)
-            assert await fan_out.aclose() == left
+            assert await fan_out.aclose(timeout) == left
         return fan_out.counts
 
     logging.disable(logging.CRITICAL)

@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ class World:
         self.metrics = MetricsSagaListener(self.registry, clock=lambda: self.clock.wall_seconds)
         self.minute = 0
         self._scrapes: list[dict[str, float]] = []
+        self._stuck = AsyncExitStack()
 
     async def run(self, *, charge_fails: bool = False, undo_fails: bool = False, seconds: float = 0.05) -> None:
         """One run: reserve, then charge; where that fails, what was reserved is given back."""
@@ -70,9 +72,9 @@ class World:
             await saga.failed(BOOM)
 
     async def begin(self) -> None:
-        """A run that begins and never ends."""
-        async with saga_scope("o-stuck", "order", listeners=[self.metrics], clock=self.clock.clock) as saga:
-            await saga.started({})
+        """A run that begins and never ends: its scope is not left either."""
+        scope = saga_scope("o-stuck", "order", listeners=[self.metrics], clock=self.clock.clock)
+        await (await self._stuck.enter_async_context(scope)).started({})
 
     async def live(self, minute: Scene) -> list[dict[str, str]]:
         """Let an hour pass; the series of its scrapes, as promtool takes them."""
@@ -228,9 +230,10 @@ def test_a_real_prometheus_raises_the_alarm(tmp_path: Path) -> None:
             await saga.run({})
 
     async def main(prometheus: Prometheus) -> None:
-        for n, odd in enumerate(ODD):
-            async with saga_scope(f"{n}{odd}", f"{n}{odd}", listeners=[metrics]) as saga:
-                await saga.started({})  # and never ends: shown by its id
+        stuck = AsyncExitStack()
+        for n, odd in enumerate(ODD):  # begin and never end: shown by their ids
+            saga = await stuck.enter_async_context(saga_scope(f"{n}{odd}", f"{n}{odd}", listeners=[metrics]))
+            await saga.started({})
         await shop(ok)
         await seen(lambda: prometheus.query('sagaz_compensation_total{saga_name="shop",status="failed"} == 0'))
         await shop(fails(BOOM))
