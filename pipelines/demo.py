@@ -21,6 +21,7 @@ from rich.text import Text
 from pipelines import processes, stack
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.fan_out_view import FanOutView, print_sinks
+from pipelines.ports import free_port
 from pipelines.terminal import plain_table, rows_as_table
 from warehouse import history, parity
 from warehouse.catalog import open_catalog, row_count
@@ -136,7 +137,7 @@ def set_up(settings: Settings, console: Console, cleanup: ExitStack, load: list[
     with _step(console, "real sagas, executed by sagaz"):
         report = settings.root / "workload.json"
         report.unlink(missing_ok=True)
-        port = stack.free_port()
+        port = free_port()
         options = ["--with-parent", "--fan-out", str(port), "--report", str(report)]
         command = [sys.executable, "-P", "-m", "pipelines", "workload", *options, *load]
         child = processes.start(

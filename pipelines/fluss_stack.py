@@ -19,6 +19,7 @@ import msgspec
 import psutil
 
 from pipelines import processes
+from pipelines.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,7 +146,7 @@ def stop_server(server: Server) -> None:
 
 def start_zookeeper(settings: Settings, last: Server | None = None) -> Server:
     """Start ZooKeeper, and wait until it listens: the others give up early on one that does not."""
-    (port,) = _ports(last.port if last else 0)
+    (port,) = free_ports(last.port if last else 0)
     config = settings.home / "zoo.cfg"
     tick_ms = int(settings.session_timeout * 1000 / 4)  # it allows sessions of 2 to 20 ticks
     config.write_text(_ZOO_CFG.format(port=port, data=settings.home / "zookeeper", tick_ms=tick_ms))
@@ -155,14 +156,14 @@ def start_zookeeper(settings: Settings, last: Server | None = None) -> Server:
 
 
 def _start_coordinator(settings: Settings, zookeeper: Server, last: Server | None = None) -> Server:
-    port, internal = _ports(*((last.port, last.internal_port) if last else (0, 0)))
+    port, internal = free_ports(*((last.port, last.internal_port) if last else (0, 0)))
     folder = _configured(settings, "coordinator", _server_yaml(settings, zookeeper, port, internal, port))
     return _launch(settings, "coordinator", [_COORDINATOR, "--configDir", str(folder)], port, internal)
 
 
 def start_tablet(settings: Settings, zookeeper: Server, last: Server | None = None) -> Server:
     """Start the tablet server; `await_ready` says when the coordinator knows it."""
-    port, internal = _ports(*((last.port, last.internal_port) if last else (0, 0)))
+    port, internal = free_ports(*((last.port, last.internal_port) if last else (0, 0)))
     yaml = _server_yaml(settings, zookeeper, port, internal, settings.advertised_port or port)
     yaml += _TABLET_YAML.format(data=settings.home / "data")
     folder = _configured(settings, "tablet", yaml)
@@ -244,22 +245,6 @@ def _listens(port: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _ports(*wanted: int) -> list[int]:
-    """Free ports of the loopback interface; the wanted ones where they are free."""
-    endpoints = [socket.socket() for _ in wanted]
-    try:
-        for endpoint, port in zip(endpoints, wanted, strict=True):
-            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                endpoint.bind(("127.0.0.1", port))
-            except OSError:
-                endpoint.bind(("127.0.0.1", 0))
-        return [endpoint.getsockname()[1] for endpoint in endpoints]
-    finally:
-        for endpoint in endpoints:
-            endpoint.close()
 
 
 def _log(settings: Settings, name: str) -> Path:

@@ -72,7 +72,7 @@ def quality(
         typer.Option(
             parser=parse_moment,
             metavar="MOMENT",
-            help="Each day with rows, from that of this moment: 2026-11-16, or 168h ago.",
+            help="Each day with rows, from that of this moment: 2026-11-16, or 7d ago.",
         ),
     ] = None,
     until: Annotated[

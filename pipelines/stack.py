@@ -10,7 +10,6 @@ import base64
 import fcntl
 import os
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -24,6 +23,7 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from pipelines import processes
+from pipelines.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,7 +173,7 @@ def _start(settings: Settings, last: Broker | None) -> Broker:
             f"{free / 2**20:,.0f} MiB free for {folder}, 1024 needed: free some, or set SAGASCOPE_HOME to another disk"
         )
         raise StackError(msg)
-    port, controller_port = _ports((last.port, last.controller_port) if last else (0, 0))
+    port, controller_port = free_ports(*((last.port, last.controller_port) if last else (0, 0)))
     config, logging = folder / "server.properties", folder / "log4j2.properties"
     config.write_text(_PROPERTIES.format(port=port, controller_port=controller_port, data=folder / "data"))
     logging.write_text(_LOG4J)
@@ -261,26 +261,6 @@ def find_java() -> str:
         msg = f"no java {where}: install a JDK 17 (Debian: apt install openjdk-17-jdk-headless)"
         raise StackError(msg)
     return java
-
-
-def free_port() -> int:
-    """A port of the loopback interface on which nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-def _ports(wanted: tuple[int, int]) -> tuple[int, int]:
-    """Two free ports of the loopback interface; the wanted ones where they are free."""
-    with socket.socket() as one, socket.socket() as two:
-        for endpoint, port in ((one, wanted[0]), (two, wanted[1])):
-            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                endpoint.bind(("127.0.0.1", port))
-            except OSError:
-                endpoint.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
 
 
 def _remember(settings: Settings, broker: Broker) -> None:

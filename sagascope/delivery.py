@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 from sagascope.errors import ListenerTimeoutError
 from sagascope.listener import HOOKS, EventListener
+from sagascope.registries import OncePerRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from prometheus_client import CollectorRegistry, Metric
 
     from sagascope.events import SagaEvent
     from sagascope.listener import SagaListener
@@ -47,15 +49,13 @@ class WrappedListener(EventListener):
         self.inner.left(run_id)
 
     async def open(self) -> None:
-        if isinstance(self.inner, EventListener):
-            await self.inner.open()
+        await self.inner.open()
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
         await self.call("write", events)
 
     async def close(self) -> None:
-        if isinstance(self.inner, EventListener):
-            await self.inner.close()
+        await self.inner.close()
 
 
 def _passed_on(hook: str) -> Callable[..., Awaitable[None]]:
@@ -131,13 +131,13 @@ class MonitoredListener(WrappedListener):
         registry: Where to register the metrics; the client library's own by default.
     """
 
-    def __init__(self, inner: SagaListener, name: str, registry: Any = None) -> None:
+    def __init__(self, inner: SagaListener, name: str, registry: CollectorRegistry | None = None) -> None:
         super().__init__(inner)
         self.name = name
         self._registry = registry
 
     async def call(self, hook: str, *arguments: Any) -> None:
-        metrics = _metrics_in(self._registry)
+        metrics = _metrics.of(self._registry)
         labels = {"listener": self.name, "hook": hook}
         began = time.perf_counter()
         try:
@@ -151,28 +151,27 @@ class MonitoredListener(WrappedListener):
             metrics.duration.labels(**labels).observe(time.perf_counter() - began)
 
 
-class _Metrics(NamedTuple):
-    success: Any
-    errors: Any
-    duration: Any
+class _CallMetrics:
+    """The three metrics of a registry: one collector, which is registered as a whole or not at all."""
 
+    def __init__(self) -> None:
+        from prometheus_client import Counter, Histogram  # noqa: PLC0415 - the driver is known to be there by now
 
-_of_registry: WeakKeyDictionary[Any, _Metrics] = WeakKeyDictionary()
-
-
-def _metrics_in(registry: Any) -> _Metrics:
-    """The three metrics of a registry, made once."""
-    try:
-        from prometheus_client import REGISTRY, Counter, Histogram  # noqa: PLC0415 - a driver is imported when used
-    except ModuleNotFoundError as error:
-        msg = "MonitoredListener needs prometheus-client: pip install 'sagascope[prometheus]'"
-        raise ModuleNotFoundError(msg) from error
-    registry = registry or REGISTRY
-    if registry not in _of_registry:
         labels = ("listener", "hook")
-        _of_registry[registry] = _Metrics(
-            Counter("listener_success", "Calls of a listener that succeeded", labels, registry=registry),
-            Counter("listener_errors", "Calls of a listener that failed", labels, registry=registry),
-            Histogram("listener_duration", "What a call of a listener took, in seconds", labels, registry=registry),
-        )
-    return _of_registry[registry]
+        self.success = Counter("listener_success", "Calls of a listener that succeeded", labels, registry=None)
+        self.errors = Counter("listener_errors", "Calls of a listener that failed", labels, registry=None)
+        seconds = "What a call of a listener took, in seconds"
+        self.duration = Histogram("listener_duration", seconds, labels, registry=None)
+
+    def describe(self) -> Iterator[Metric]:
+        """What the registry asks for the names that are taken."""
+        for metric in (self.success, self.errors, self.duration):
+            yield from metric.describe()
+
+    def collect(self) -> Iterator[Metric]:
+        """What a scrape asks for."""
+        for metric in (self.success, self.errors, self.duration):
+            yield from metric.collect()
+
+
+_metrics = OncePerRegistry("MonitoredListener", _CallMetrics)

@@ -28,11 +28,10 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import msgspec
 
-from sagascope.errors import PermanentError
+from sagascope.registries import OncePerRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +68,7 @@ def watch_fan_out(fan_out: FanOut, registry: CollectorRegistry | None = None) ->
         ModuleNotFoundError: prometheus-client is not installed.
         PermanentError: the registry has other metrics of these names.
     """
-    fan_outs = _metrics_in(registry).fan_outs
+    fan_outs = _metrics.of(registry).fan_outs
     if not any(fan_out is known for known in fan_outs):
         fan_outs.append(fan_out)
 
@@ -88,7 +87,7 @@ def watch_dead_letters(
         ModuleNotFoundError: prometheus-client is not installed.
         PermanentError: the registry has other metrics of these names.
     """
-    _metrics_in(registry).places[topic] = figures
+    _metrics.of(registry).places[topic] = figures
 
 
 class FiguresOfFile:
@@ -204,28 +203,7 @@ class _DeliveryMetrics:
             families["sagaz_dlq_depth"].add_metric([], sum(depths))
 
 
-_of_registry: WeakKeyDictionary[CollectorRegistry, _DeliveryMetrics] = WeakKeyDictionary()
-_registering = threading.Lock()
-
-
-def _metrics_in(registry: CollectorRegistry | None) -> _DeliveryMetrics:
-    """The registry's metrics, made and registered once."""
-    try:
-        from prometheus_client import REGISTRY  # noqa: PLC0415 - a driver is imported when it is needed
-    except ModuleNotFoundError as error:
-        msg = "sagascope.delivery_metrics needs prometheus-client: pip install 'sagascope[prometheus]'"
-        raise ModuleNotFoundError(msg) from error
-    registry = REGISTRY if registry is None else registry
-    with _registering:
-        if registry not in _of_registry:
-            metrics = _DeliveryMetrics()
-            try:
-                registry.register(metrics)
-            except ValueError as error:
-                msg = f"{error}: the registry has them of another; use another registry"
-                raise PermanentError(msg) from error
-            _of_registry[registry] = metrics
-        return _of_registry[registry]
+_metrics = OncePerRegistry("sagascope.delivery_metrics", _DeliveryMetrics)
 
 
 def _families() -> dict[str, Any]:

@@ -114,7 +114,7 @@ class FanOut(SagaListener):
             else:
                 self._inline.append(inline := InlineLane(policy, name, dead_letters))
                 self._lanes[name] = inline
-        self.inline = bool(self._inline)  # should it be a listener of another fan-out
+        self.inline = bool(self._inline)  # as a listener of another fan-out, which closes it
         self._calls_hooks = any(not lane.takes_events for lane in self._lanes.values())
         self._close_seconds = close_seconds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -188,11 +188,15 @@ class FanOut(SagaListener):
         await asyncio.gather(*(lane.account.close(deadline) for lane in self._lanes.values()))
         return left
 
+    async def close(self) -> None:
+        """`aclose`, with the deadline that it was made with."""
+        await self.aclose(self._close_seconds)
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose(self._close_seconds)
+        await self.close()
 
     async def _close(self, seconds: float) -> dict[str, int]:
         deadline = time.monotonic() + seconds

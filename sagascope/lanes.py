@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from sagascope.accounting import DeadLetters, said
 from sagascope.current import telling
 from sagascope.delivery import TimeoutWrappedListener
-from sagascope.listener import EventListener
 from sagascope.resilient import Delivery, ResilientListener, Retry
 
 if TYPE_CHECKING:
@@ -91,8 +90,6 @@ class _Lane:
     async def _close(self, deadline: float) -> None:
         """Close the account and the listener, whatever that raises or takes: the others are to be closed, too."""
         await self.account.close(max(deadline, time.monotonic() + _KEEP_SECONDS))
-        if not isinstance(self.listener, EventListener):
-            return
         seconds = max(_GRACE_SECONDS, deadline - time.monotonic())
         try:
             await TimeoutWrappedListener(self.listener, int(seconds * 1000)).call("close")

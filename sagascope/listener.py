@@ -34,6 +34,12 @@ class SagaListener:
         """Whether a FanOut may hand it batches of events, through `write`, instead of calling its hooks one by one."""
         return False
 
+    async def open(self) -> None:
+        """Get ready, where there is something to get ready."""
+
+    async def close(self) -> None:
+        """Deliver what is held, then release what is open."""
+
     def stamp(self, event: SagaEvent) -> SagaEvent:
         """The event as every listener is told it; called before all hooks, in the saga's own task and context.
 
@@ -112,12 +118,6 @@ class EventListener(SagaListener, ABC):
             PermanentError: the same events will always fail.
             PartialError: some were taken, and which not.
         """
-
-    async def open(self) -> None:
-        """Get ready to write."""
-
-    async def close(self) -> None:
-        """Deliver what is held, then release what is open."""
 
     async def __aenter__(self) -> Self:
         await self.open()

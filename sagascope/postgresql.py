@@ -10,6 +10,7 @@ import re
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from sagascope.drivers import load
 from sagascope.errors import DeliveryError, PermanentError, TransientError
 
 if TYPE_CHECKING:
@@ -257,9 +258,4 @@ def driver() -> Any:
     Raises:
         ModuleNotFoundError: it is not installed; names what to install.
     """
-    try:
-        import asyncpg  # noqa: PLC0415 - a driver is imported when it is used
-    except ModuleNotFoundError as error:
-        msg = "PostgreSQL needs asyncpg: pip install 'sagascope[postgres]'"
-        raise ModuleNotFoundError(msg) from error
-    return asyncpg
+    return load("asyncpg", needed_by="PostgreSQL", package="asyncpg", extra="postgres")

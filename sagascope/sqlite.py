@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sagascope.drivers import load
 from sagascope.errors import DeliveryError, PermanentError, TransientError
 
 if TYPE_CHECKING:
@@ -147,9 +148,4 @@ def driver() -> Any:
     Raises:
         ModuleNotFoundError: it is not installed; names what to install.
     """
-    try:
-        import aiosqlite  # noqa: PLC0415 - a driver is imported when it is used
-    except ModuleNotFoundError as error:
-        msg = "SQLite needs aiosqlite: pip install 'sagascope[sqlite]'"
-        raise ModuleNotFoundError(msg) from error
-    return aiosqlite
+    return load("aiosqlite", needed_by="SQLite", package="aiosqlite", extra="sqlite")

@@ -16,10 +16,10 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagascope.cloudevents import rfc3339
+from sagascope.drivers import load
 from sagascope.errors import DeliveryError, PartialError, PermanentError, TransientError
 from sagascope.events import encode
 from sagascope.listener import EventListener
@@ -172,11 +172,8 @@ class ElasticsearchListener(EventListener):
         outcome.tell(waiting)
 
     def _imported_errors(self) -> tuple[type[Exception], ...]:
-        try:
-            driver = import_module(self._package)
-        except ModuleNotFoundError as error:
-            msg = f"ElasticsearchListener needs {self._package}: pip install 'sagascope[{self._driver.extra}]'"
-            raise ModuleNotFoundError(msg) from error
+        extra = self._driver.extra
+        driver = load(self._package, needed_by="ElasticsearchListener", package=self._package, extra=extra)
         return tuple(getattr(driver, name) for name in self._driver.errors)
 
     async def _ensure_template(self) -> None:

@@ -13,6 +13,7 @@ import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sagascope.drivers import load
 from sagascope.errors import DeliveryError, PartialError, PermanentError, TransientError
 from sagascope.listener import EventListener
 from sagascope.listeners.fluss_rows import BUCKET_KEY, COLUMNS, batches_of, table_schema
@@ -294,13 +295,8 @@ class _Session(NamedTuple):
 
 
 def _driver() -> Any:
-    try:
-        import fluss  # noqa: PLC0415 - a driver is imported when its listener opens
-        import pyarrow as pa  # noqa: F401, PLC0415 - the same, and not on the event loop when it is first used
-    except ModuleNotFoundError as error:
-        msg = "FlussAnalyticsListener needs pyfluss: pip install 'sagascope[fluss]'"
-        raise ModuleNotFoundError(msg) from error
-    return fluss
+    load("pyarrow", needed_by="FlussAnalyticsListener", package="pyarrow", extra="fluss")  # here, as it takes its time
+    return load("fluss", needed_by="FlussAnalyticsListener", package="pyfluss", extra="fluss")
 
 
 def _partial(

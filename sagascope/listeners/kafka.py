@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sagascope.cloudevents import headers
 from sagascope.definitions import KEPT, encode_definition, recall
+from sagascope.drivers import load
 from sagascope.events import SagaEvent, encode
 from sagascope.listener import EventListener
 
@@ -118,7 +119,10 @@ class KafkaListener(EventListener):
         """
         if self._span is not None:
             return
-        producer_class = await asyncio.to_thread(_driver)  # the import takes 0.2 s, and other sagas run on
+        driver = await asyncio.to_thread(  # the import takes 0.2 s, and other sagas run on
+            load, "kafka", needed_by="KafkaListener", package="kafka-python", extra="kafka"
+        )
+        producer_class = driver.KafkaProducer
         if unknown := set(self._producer_options) - set(producer_class.DEFAULT_CONFIG):
             known = ", ".join(sorted(producer_class.DEFAULT_CONFIG))
             msg = f"unknown producer_options {sorted(unknown)}; known: {known}"
@@ -373,12 +377,3 @@ class _Definitions:
             self._published[key] = None
             if len(self._published) > KEPT:
                 del self._published[next(iter(self._published))]
-
-
-def _driver() -> Any:
-    try:
-        from kafka import KafkaProducer  # noqa: PLC0415 - a driver is imported when its listener opens
-    except ModuleNotFoundError as error:
-        msg = "KafkaListener needs kafka-python: pip install 'sagascope[kafka]'"
-        raise ModuleNotFoundError(msg) from error
-    return KafkaProducer

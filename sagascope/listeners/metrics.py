@@ -32,11 +32,10 @@ import threading
 import time
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
 
-from sagascope.errors import PermanentError
 from sagascope.events import EventType
 from sagascope.listener import EventListener
+from sagascope.registries import OncePerRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,7 +136,11 @@ class MetricsSagaListener(EventListener):
 
     def _opened(self) -> _Metrics:
         if self._metrics is None:
-            self._metrics = _metrics_in(self._registry, self._settings)
+            metrics = _metrics.of(self._registry, self._settings)
+            if metrics.settings != self._settings:
+                msg = f"another listener of this registry has {metrics.settings}, and they count together; got {self._settings}"
+                raise ValueError(msg)
+            self._metrics = metrics
         return self._metrics
 
 
@@ -315,32 +318,7 @@ class _Metrics:
             gauges["sagaz_saga_running_duration_seconds"].add_metric(labels, max(0.0, now - began))
 
 
-_of_registry: WeakKeyDictionary[CollectorRegistry, _Metrics] = WeakKeyDictionary()
-_registering = threading.Lock()
-
-
-def _metrics_in(registry: CollectorRegistry | None, settings: _Settings) -> _Metrics:
-    """The registry's metrics, made and registered once."""
-    try:
-        from prometheus_client import REGISTRY  # noqa: PLC0415 - a driver is imported when it is needed
-    except ModuleNotFoundError as error:
-        msg = "MetricsSagaListener needs prometheus-client: pip install 'sagascope[prometheus]'"
-        raise ModuleNotFoundError(msg) from error
-    registry = REGISTRY if registry is None else registry
-    with _registering:
-        known = _of_registry.get(registry)
-        if known is None:
-            known = _Metrics(settings)
-            try:
-                registry.register(known)
-            except ValueError as error:
-                msg = f"{error}: they are another's (sagaz's PrometheusMetrics?); use one of both, or another registry"
-                raise PermanentError(msg) from error
-            _of_registry[registry] = known
-    if known.settings != settings:
-        msg = f"another listener of this registry has {known.settings}, and they count together; got {settings}"
-        raise ValueError(msg)
-    return known
+_metrics = OncePerRegistry("MetricsSagaListener", _Metrics)
 
 
 def _gauges() -> dict[str, Any]:

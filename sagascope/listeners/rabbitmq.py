@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sagascope.cloudevents import headers
+from sagascope.drivers import load
 from sagascope.errors import PartialError, TransientError
 from sagascope.events import SagaEvent, encode
 from sagascope.listener import EventListener
@@ -232,13 +233,8 @@ class RabbitMQListener(EventListener):
             task.add_done_callback(self._ending.discard)
 
 
-def _driver() -> ModuleType:
-    try:
-        import aio_pika  # noqa: PLC0415 - a driver is imported when its listener opens
-    except ModuleNotFoundError as error:
-        msg = "RabbitMQListener needs aio-pika: pip install 'sagascope[rabbitmq]'"
-        raise ModuleNotFoundError(msg) from error
-    return aio_pika
+def _driver() -> Any:
+    return load("aio_pika", needed_by="RabbitMQListener", package="aio-pika", extra="rabbitmq")
 
 
 def _check(url: str) -> None:

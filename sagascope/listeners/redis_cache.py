@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from sagascope.cloudevents import rfc3339
+from sagascope.drivers import load
 from sagascope.errors import DeliveryError, PartialError, PermanentError, TransientError
 from sagascope.events import STEP_EVENTS, EventType, SagaEvent
 from sagascope.listener import EventListener
@@ -304,13 +305,8 @@ def _registers(event: SagaEvent) -> Iterator[tuple[str, str, dict[str, object]]]
         yield "error", order, {"error_type": event.error_type, "error_message": event.error_message}
 
 
-def _driver() -> ModuleType:
-    try:
-        from redis import exceptions  # noqa: PLC0415 - a driver is imported when its listener opens
-    except ModuleNotFoundError as error:
-        msg = "RedisCacheListener needs redis: pip install 'sagascope[redis]'"
-        raise ModuleNotFoundError(msg) from error
-    return exceptions
+def _driver() -> Any:
+    return load("redis.exceptions", needed_by="RedisCacheListener", package="redis", extra="redis")
 
 
 def _driver_errors(exceptions: ModuleType) -> tuple[type[Exception], ...]:

@@ -15,6 +15,7 @@ import msgspec
 
 from sagascope.current import current_scope
 from sagascope.definitions import recall
+from sagascope.drivers import load
 from sagascope.events import EventType
 from sagascope.listener import EventListener
 
@@ -143,7 +144,15 @@ class TracingSagaListener(EventListener):
 
     def _opened(self) -> _OpenTelemetry:
         if self._otel is None:
-            context, trace = _driver()
+            context, trace = (
+                load(
+                    f"opentelemetry.{module}",
+                    needed_by="TracingSagaListener",
+                    package="opentelemetry-api",
+                    extra="opentelemetry",
+                )
+                for module in ("context", "trace")
+            )
             self._otel = _OpenTelemetry(context, trace, self._given or trace.get_tracer("sagascope"))
         return self._otel
 
@@ -334,15 +343,6 @@ class _Run:
         """The time of its newest event, in nanoseconds since the epoch."""
         self.steps: dict[tuple[str, str], _Step] = {}
         self.completed: set[str] = set()
-
-
-def _driver() -> tuple[Any, Any]:
-    try:
-        from opentelemetry import context, trace  # noqa: PLC0415 - a driver is imported when it is needed
-    except ModuleNotFoundError as error:
-        msg = "TracingSagaListener needs opentelemetry-api: pip install 'sagascope[opentelemetry]'"
-        raise ModuleNotFoundError(msg) from error
-    return context, trace
 
 
 def _key(event: SagaEvent) -> tuple[str, str]:

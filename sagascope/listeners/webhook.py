@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from sagascope.address_guard import AddressGuard
+from sagascope.drivers import load
 from sagascope.errors import DeliveryError, PartialError, PermanentError, TransientError
 from sagascope.events import EventType
 from sagascope.listener import EventListener
@@ -176,7 +177,11 @@ class WebhookListener(EventListener):
             await client.aclose()
 
     def _made(self) -> GuardedClient:
-        return _driver()(
+        load("httpx", needed_by="WebhookListener", package="httpx", extra="webhook")
+        load("httpcore", needed_by="WebhookListener", package="httpcore", extra="webhook")
+        from sagascope.guarded_client import GuardedClient  # noqa: PLC0415 - imports the driver
+
+        return GuardedClient(
             self._url,
             self._guard,
             timeout=self._timeout,
@@ -346,15 +351,3 @@ def _endpoint(url: str) -> str:
             return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}"
     msg = f"webhook_url: got one with {wrong}; allowed: http:// or https://, a host, maybe a port, a path and a query"
     raise ValueError(msg)
-
-
-def _driver() -> type[GuardedClient]:
-    try:
-        import httpcore  # noqa: F401, PLC0415 - a driver is imported when its listener opens
-        import httpx  # noqa: F401, PLC0415 - see above
-
-        from sagascope.guarded_client import GuardedClient  # noqa: PLC0415 - loads the driver
-    except ModuleNotFoundError as error:
-        msg = "WebhookListener needs httpx: pip install 'sagascope[webhook]'"
-        raise ModuleNotFoundError(msg) from error
-    return GuardedClient

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 import redis
 
-from pipelines import stack
 from pipelines.fan_out_view import FanOutView, print_sinks
+from pipelines.ports import free_port
 from pipelines.terminal import make_console
 from warehouse.settings import CHECKOUT
 
@@ -45,7 +45,7 @@ def test_who_is_there_takes_part_and_who_is_not_is_named(
     named = msgspec.structs.replace(
         settings, redis_url=f"redis://127.0.0.1:{redis_server}/0", elasticsearch_url="http://u:s3cret@127.0.0.1:1"
     )
-    port, report = stack.free_port(), tmp_path / "report.json"
+    port, report = free_port(), tmp_path / "report.json"
     options = ["--for", "5s", "--rate", "10", "--fan-out", str(port), "--report", str(report)]
     command = [sys.executable, "-P", "-m", "pipelines", "workload", *options]
     load = subprocess.Popen(command, cwd=CHECKOUT, env={"PATH": "/usr/bin", **named.environment()}, text=True)

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from sagascope import (
     DeadLetterFile,
@@ -209,6 +209,17 @@ def test_each_call_is_counted_and_timed_by_hook() -> None:
     assert value("listener_errors_total", "bad", "on_step_started") == 3
     assert value("listener_success_total", "bad", "on_step_started") is None
     assert value("listener_duration_count", "bad", "on_step_started") == 3
+
+
+def test_metrics_of_another_by_these_names_are_said_and_nothing_is_half_registered() -> None:
+    """A registry that has one of the three names gets none of them, and the error says what to do."""
+    registry = CollectorRegistry()
+    Gauge("listener_duration", "Of somebody else", registry=registry)
+    listener = MonitoredListener(MemoryListener(), "sink", registry)
+    for _ in range(2):
+        with pytest.raises(PermanentError, match=r"Duplicated timeseries.*another registry"):
+            asyncio.run(listener.write((make_event(),)))
+    assert [metric.name for metric in registry.collect()] == ["listener_duration"]
 
 
 def test_without_the_client_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

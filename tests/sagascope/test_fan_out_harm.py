@@ -7,84 +7,36 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sagascope import DeadLetterFile, FanOut, Inline, MonitoredListener, Queued, ResilientListener, Retry, saga_scope
+from sagascope import DeadLetterFile, FanOut, Inline, Queued, ResilientListener, Retry, saga_scope
 from sagascope import lanes as lanes_module
 from sagascope.current import telling
-from sagascope.errors import PartialError, PermanentError, TransientError
+from sagascope.errors import PermanentError, TransientError
 from sagascope.listener import EventListener, SagaListener
-from tests.sagascope.conftest import MemoryListener, make_event, until
-from tests.sagascope.test_fan_out import Hung, KeptDeadLetters, events_of
+from tests.sagascope.conftest import MemoryListener, make_event
+from tests.sagascope.sinks import (
+    SECRET,
+    Grave,
+    Hooks,
+    Hung,
+    KeptDeadLetters,
+    Misbehaving,
+    events_of,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sagascope.accounting import Counts
     from sagascope.events import SagaEvent
 
+
 QUICK = Retry(seconds=0.05, first_wait_seconds=0, breaker_seconds=0)
-SECRET = "c4n4ry-5ecret"  # noqa: S105 - planted
-
-
-class Misbehaving(EventListener):
-    """Does with each call what its script says, then takes everything."""
-
-    def __init__(self, script: Sequence[str]) -> None:
-        self.script = iter(script)
-
-    async def write(self, events: Sequence[SagaEvent]) -> None:
-        await asyncio.sleep(0)
-        match next(self.script, "take"):
-            case "transient":
-                raise TransientError(SECRET)
-            case "permanent":
-                raise PermanentError(SECRET)
-            case "partial":
-                raise PartialError(SECRET, retry=events[:1], rejected=[(event, SECRET) for event in events[1:2]])
-            case "partial of others":
-                raise PartialError(SECRET, retry=[make_event()])
-            case "partial twice":
-                raise PartialError(SECRET, retry=events[:1], rejected=[(events[0], SECRET)])
-            case "own cancellation":
-                raise asyncio.CancelledError
-            case "hang":
-                await asyncio.sleep(3600)
-            case "odd retry_after":
-                raise TransientError(SECRET, retry_after="tomorrow")  # type: ignore[arg-type] # as a careless sink may
-
-
-class Hooks(SagaListener):
-    """The same with a hook, one event a call."""
-
-    def __init__(self, script: Sequence[str]) -> None:
-        self.sink = Misbehaving(script)
-
-    async def on_saga_started(self, saga_id: str, saga_name: str, context: Mapping[str, Any]) -> None:
-        await self.sink.write([])
-
-
-class Grave:
-    """Dead letters that are quick, slow, hung, or refuse."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.buried: Counter[tuple[str, str]] = Counter()
-
-    async def bury(self, listener: str, events: Sequence[SagaEvent], reason: str, attempts: int) -> None:
-        match self.kind:
-            case "slow":
-                await asyncio.sleep(0.003)
-            case "hung":
-                await asyncio.sleep(3600)
-            case "refuses":
-                raise OSError(28, "No space left on device")
-        self.buried.update((listener, event.event_id) for event in events)
 
 
 CALLS = st.sampled_from(
@@ -93,6 +45,8 @@ CALLS = st.sampled_from(
         *("own cancellation", "hang", "odd retry_after"),
     ]
 )
+
+
 LANE = st.tuples(
     st.sampled_from(["queued", "inline", "hooks", "inline hooks"]),
     st.lists(CALLS, max_size=8),
@@ -227,46 +181,6 @@ def test_a_hung_inline_sink_costs_sagas_a_few_timeouts_and_no_more(caplog: pytes
     assert dead.buried[-1][2].startswith(
         "not taken within 0.05 s: the circuit is open: ListenerTimeoutError: Hung.write"
     )
-
-
-@pytest.mark.parametrize("wrap", [ResilientListener, lambda sink: MonitoredListener(ResilientListener(sink), "sink")])
-@pytest.mark.parametrize("policy", [Queued, Inline, lambda listener: FanOut([listener])])
-def test_retries_within_a_fan_out_are_the_fan_outs(
-    wrap: Callable[[SagaListener], SagaListener], policy: Callable[[SagaListener], Any]
-) -> None:
-    """A ResilientListener would hide from it what became of the events: it is refused, and the cure is named."""
-    with pytest.raises(ValueError, match=r"Queued\(retry=…\)"):
-        policy(wrap(MemoryListener()))
-
-
-def test_a_bad_stamp_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    """One that raises, and one that forgets to return, are logged; the stamps before and after them stand."""
-    import msgspec
-
-    class Stamps(MemoryListener):
-        def stamp(self, event: SagaEvent) -> SagaEvent:
-            return msgspec.structs.replace(event, trace_id=(event.trace_id or "") + "t")
-
-    class Raises(MemoryListener):
-        def stamp(self, event: SagaEvent) -> SagaEvent:
-            raise ValueError(SECRET)
-
-    class Forgets(MemoryListener):
-        def stamp(self, event: SagaEvent) -> SagaEvent:
-            return None  # type: ignore[return-value] # the mistake
-
-    last = Stamps()
-
-    async def main() -> None:
-        fan_out = FanOut([Stamps(), Raises(), Forgets(), last])
-        listeners = [Forgets(), Stamps(), fan_out, Raises()]
-        async with saga_scope("o-1", "order", listeners=listeners) as saga, fan_out:
-            await saga.started({"card": SECRET})
-
-    asyncio.run(main())
-    assert [event.trace_id for event in last.events] == ["ttt"]
-    assert caplog.text.count("stamp has to return the event; got NoneType") == 2
-    assert SECRET not in caplog.text
 
 
 def test_a_saga_cancelled_at_the_moment_it_tells_has_told() -> None:
@@ -450,25 +364,6 @@ def test_two_open_event_loops_are_refused() -> None:
         asyncio.run(tell())
     loop.run_until_complete(fan_out.aclose())
     loop.close()
-
-
-def test_names_are_told_apart() -> None:
-    """Two of a kind beside one that was named like the second: three lanes with three names."""
-    fan_out = FanOut([MemoryListener(), MonitoredListener(MemoryListener(), "MemoryListener-2"), MemoryListener()])
-    assert list(fan_out.counts) == ["MemoryListener", "MemoryListener-2", "MemoryListener-3"]
-
-
-def test_a_sink_that_rejects_all_is_said_to_fail() -> None:
-    """A sink that is there, and takes nothing, is not `ok`."""
-
-    async def main() -> None:
-        fan_out = FanOut([Misbehaving(["permanent"])])
-        await fan_out.write(events_of("o-1", 1))
-        await until(lambda: not fan_out.counts["Misbehaving"].under_way)
-        assert fan_out.health().listeners["Misbehaving"].state == "failing"
-        await fan_out.aclose()
-
-    asyncio.run(main())
 
 
 def test_an_error_that_can_not_be_said_loses_no_event() -> None:

@@ -13,10 +13,10 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.ports import free_port
 from sagascope import FanOut, Inline, health_app
 from sagascope.errors import TransientError
 from tests.sagascope.conftest import MemoryListener, make_event, until
-from tests.servers.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -22,8 +22,9 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
+from pipelines.ports import free_port
 from pipelines.stack import StackError, find_java
-from tests.servers.server import DOWNLOADS, INSTALL_SECONDS, absent, free_port, running, say, state_folder
+from tests.servers.server import DOWNLOADS, INSTALL_SECONDS, absent, running, say, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

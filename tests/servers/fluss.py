@@ -16,7 +16,8 @@ import msgspec
 import pytest
 
 from pipelines import fluss_stack
-from tests.servers.server import CHECKOUT, DOWNLOADS, INSTALL_SECONDS, free_port, require_debian, say, state_folder
+from pipelines.ports import free_port
+from tests.servers.server import CHECKOUT, DOWNLOADS, INSTALL_SECONDS, require_debian, say, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.servers.server import free_port, require_debian, running
+from pipelines.ports import free_port
+from tests.servers.server import require_debian, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from tests.servers.server import answers, free_port, require_debian, running, state_folder
+from pipelines.ports import free_port
+from tests.servers.server import answers, require_debian, running, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -96,14 +96,6 @@ def state_folder(name: str) -> Path:
     return folder
 
 
-def free_port() -> int:
-    """A port of the loopback interface on which nobody listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 def answers(port: int) -> bool:
     """Whether somebody listens."""
     try:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers.server import CHECKOUT, answers, free_port, running
+from pipelines.ports import free_port
+from tests.servers.server import CHECKOUT, answers, running
 
 if TYPE_CHECKING:
     from pathlib import Path

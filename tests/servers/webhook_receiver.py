@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from tests.servers.server import CHECKOUT, answers, free_port, running, state_folder
+from pipelines.ports import free_port
+from tests.servers.server import CHECKOUT, answers, running, state_folder
 
 if TYPE_CHECKING:
     import ssl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from abc import abstractmethod
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +100,13 @@ class SQLBehaviour(AuditLogBehaviour):
 
         asyncio.run(main())
 
+    @abstractmethod
     async def disarm(self, place: Any) -> None:
         """Remove the triggers, as who owns the table may."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def run(self, place: Any, statement: str) -> None:
         """Carry out and commit a statement past the log."""
-        raise NotImplementedError
 
 
 class TestOnSQLite(SQLBehaviour):

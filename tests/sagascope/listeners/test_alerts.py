@@ -18,6 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipelines.ports import free_port
 from sagascope.delivery_metrics import DeadLetterFigures, watch_dead_letters
 from sagascope.integrations.sagaz import FanOutSaga
 from sagascope.listeners.metrics import MetricsSagaListener
@@ -25,7 +26,6 @@ from sagascope.scope import saga_scope
 from tests.sagascope.conftest import ManualClock, fails, ok
 from tests.sagascope.listeners.test_metrics import ODD
 from tests.servers.prometheus import scraping
-from tests.servers.server import free_port
 
 if TYPE_CHECKING:
     from tests.servers.prometheus import Prometheus

@@ -13,42 +13,33 @@ import pytest
 from sagascope import AuditLogListener, FanOutSaga, JsonLinesAuditLog, SQLAuditLog
 from sagascope.events import EventType, decode
 from tests.sagascope.conftest import fails, ok
-from tests.sagascope.listeners.contract import ListenerContract, NetworkedContract
+from tests.sagascope.listeners.contract import ListenerContract
+from tests.sagascope.listeners.on_postgresql import NOBODY, PostgresContract
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.servers.postgresql import PostgresServer
 
-
-class TestOnPostgreSQL(NetworkedContract):
+class TestOnPostgreSQL(PostgresContract):
     """The laws of every listener, with a real server."""
 
     name = "AuditLogListener"
-    drivers = ("asyncpg",)
-    extra = "postgres"
-
-    @pytest.fixture(autouse=True)
-    def server(self, postgresql: PostgresServer) -> int:
-        self.postgresql = postgresql
-        self.database = postgresql.create_database()
-        return postgresql.port
 
     def unopened(self, tmp_path: Path) -> AuditLogListener:
-        return AuditLogListener(SQLAuditLog("postgresql://nobody@127.0.0.1:1/nowhere"))
+        return AuditLogListener(SQLAuditLog(NOBODY))
 
     @asynccontextmanager
     async def at(self, port: int) -> AsyncIterator[AuditLogListener]:
-        listener = AuditLogListener(SQLAuditLog(self.postgresql.dsn(self.database, port)))
+        listener = AuditLogListener(SQLAuditLog(self.dsn(port)))
         yield listener
         await listener.close()
-        log = SQLAuditLog(self.postgresql.dsn(self.database))
+        log = SQLAuditLog(self.dsn())
         assert (await log.verify()).broken is None
         await log.close()
 
     async def stored(self, port: int) -> list[str]:
-        connection = await asyncpg.connect(self.postgresql.dsn(self.database, port))
+        connection = await asyncpg.connect(self.dsn(port))
         rows = await connection.fetch("SELECT event FROM sagascope_audit ORDER BY sequence")
         await connection.close()
         return [decode(row[0]).event_id for row in rows]

@@ -13,6 +13,7 @@ import msgspec
 import opensearchpy
 import pytest
 
+from pipelines.ports import free_port
 from sagascope.errors import PartialError
 from sagascope.events import EventType, SagaEvent, decode
 from sagascope.listeners.elasticsearch import ElasticsearchListener
@@ -28,7 +29,7 @@ from tests.sagascope.listeners.search import (
     settle,
 )
 from tests.servers.elasticsearch import kill, node
-from tests.servers.server import free_port, state_folder
+from tests.servers.server import state_folder
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager

@@ -14,13 +14,14 @@ import elasticsearch
 import opensearchpy
 import pytest
 
+from pipelines.ports import free_port
 from sagascope.errors import PartialError, PermanentError, TransientError
 from sagascope.listeners.elasticsearch import ElasticsearchListener, delivery_error
 from tests.sagascope.conftest import make_event
 from tests.sagascope.listeners.contract import a_run, exceptions_of
 from tests.sagascope.listeners.search import elasticsearch_client, listening, opensearch_client
 from tests.servers.elasticsearch import SECURED, WRITER, node
-from tests.servers.server import free_port, state_folder
+from tests.servers.server import state_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,7 +13,8 @@ import pytest
 from sagascope import FanOutSaga, OutboxSagaListener, PostgresOutbox, SQLiteOutbox
 from sagascope.events import EventType, decode
 from tests.sagascope.conftest import fails, ok
-from tests.sagascope.listeners.contract import ListenerContract, NetworkedContract, a_run
+from tests.sagascope.listeners.contract import ListenerContract, a_run
+from tests.sagascope.listeners.on_postgresql import NOBODY, PostgresContract
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,30 +23,22 @@ if TYPE_CHECKING:
     from tests.servers.postgresql import PostgresServer
 
 
-class TestOnPostgreSQL(NetworkedContract):
+class TestOnPostgreSQL(PostgresContract):
     """The laws of every listener, with a real server."""
 
     name = "OutboxSagaListener"
-    drivers = ("asyncpg",)
-    extra = "postgres"
-
-    @pytest.fixture(autouse=True)
-    def server(self, postgresql: PostgresServer) -> int:
-        self.postgresql = postgresql
-        self.database = postgresql.create_database()
-        return postgresql.port
 
     def unopened(self, tmp_path: Path) -> OutboxSagaListener:
-        return OutboxSagaListener(PostgresOutbox("postgresql://nobody@127.0.0.1:1/nowhere"))
+        return OutboxSagaListener(PostgresOutbox(NOBODY))
 
     @asynccontextmanager
     async def at(self, port: int) -> AsyncIterator[OutboxSagaListener]:
-        listener = OutboxSagaListener(PostgresOutbox(self.postgresql.dsn(self.database, port)))
+        listener = OutboxSagaListener(PostgresOutbox(self.dsn(port)))
         yield listener
         await listener.close()
 
     async def stored(self, port: int) -> list[str]:
-        connection = await asyncpg.connect(self.postgresql.dsn(self.database, port))
+        connection = await asyncpg.connect(self.dsn(port))
         rows = await connection.fetch("SELECT event_id FROM sagascope_outbox ORDER BY position")
         await connection.close()
         return [str(row[0]) for row in rows]

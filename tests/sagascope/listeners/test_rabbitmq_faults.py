@@ -7,6 +7,7 @@ import asyncio
 import aio_pika
 import pytest
 
+from pipelines.ports import free_port
 from sagascope.delivery import TimeoutWrappedListener
 from sagascope.errors import DeliveryError, ListenerTimeoutError, PartialError, TransientError
 from sagascope.listeners.rabbitmq import RabbitMQListener
@@ -15,7 +16,6 @@ from tests.sagascope.listeners.contract import a_run
 from tests.sagascope.listeners.test_rabbitmq import aclosing, ids, name, reading, taken, url_at
 from tests.servers.proxy import Fault, Proxy
 from tests.servers.rabbitmq import RabbitMQ, stopped_rabbitmq
-from tests.servers.server import free_port
 
 __all__ = ["name"]  # a fixture
 

@@ -9,13 +9,13 @@ import pytest
 import redis.exceptions
 from redis.asyncio.cluster import RedisCluster
 
+from pipelines.ports import free_port
 from sagascope.errors import PartialError, PermanentError, TransientError
 from sagascope.listeners import redis_cache
 from sagascope.listeners.redis_cache import RedisCacheListener
 from tests.sagascope.listeners.contract import a_run, exceptions_of
 from tests.sagascope.listeners.test_redis_cache import client_at, held, listening, port
 from tests.servers.redis import redis_at
-from tests.servers.server import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from pipelines.ports import free_port
 from sagascope import PostgresOutbox
 from sagascope.delivery import TimeoutWrappedListener
 from sagascope.errors import ListenerTimeoutError, PermanentError, TransientError
@@ -20,7 +21,7 @@ from tests.sagascope.listeners.contract import a_run
 from tests.sagascope.outbox.behaviour import OutboxBehaviour, Transaction
 from tests.servers.postgresql import PostgresServer
 from tests.servers.proxy import Fault, Proxy
-from tests.servers.server import free_port, state_folder
+from tests.servers.server import state_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
