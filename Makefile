@@ -47,9 +47,10 @@ format: setup ## Format the code, and mend what ruff can
 lock: setup ## Write requirements.lock anew from pyproject.toml; versions stay where they can
 	$(LOCK) --output-file requirements.lock
 
-dagster: setup ## Open Dagster's UI on the demo's data, http://127.0.0.1:3000, or PORT=3001
+dagster: setup ## Open Dagster's UI, on a week of made-up history where there is none, http://127.0.0.1:3000, or PORT=3001
 	@! (: </dev/tcp/127.0.0.1/$(PORT)) 2>/dev/null \
 		|| { echo "sagascope: port $(PORT) is taken: make dagster PORT=$$(($(PORT) + 1))"; exit 1; }
+	@$(BIN)/sagascope seed --if-empty
 	@mkdir -p .sagascope/dagster && cp dagster_project/dagster.yaml .sagascope/dagster/
 	@DAGSTER_HOME="$$PWD/.sagascope/dagster" $(SCRIPT)/dagster dev -m dagster_project.definitions -h 127.0.0.1 -p $(PORT) $(ARGS)
 

@@ -1,4 +1,4 @@
-"""The tables as assets. They are external: the streaming job writes them, Dagster watches."""
+"""The tables as assets. The streaming job writes all of them; those that are computed, a backfill can compute again."""
 
 from datetime import timedelta
 
@@ -7,6 +7,8 @@ import dagster as dg
 from dagster_project.partitions import DAYS
 from warehouse.tables import EVENTS, NAMESPACE, STATISTICS, TABLES, Table
 
+COMPUTED = STATISTICS
+"""What is computed from `events`, by the stream and by a backfill."""
 FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(minutes=5), fail_window=timedelta(hours=1))
 """Dagster measures it from the newest report, so it says how long no new rows were seen while Dagster ran."""
 
@@ -15,7 +17,7 @@ def asset_of(table: Table) -> dg.AssetSpec:
     """The table as an asset: its words, columns, days, and what it is derived from."""
     return dg.AssetSpec(
         table.name,
-        deps=[EVENTS.name] if table in STATISTICS else None,  # what a recompute reads
+        deps=[EVENTS.name] if table in COMPUTED else None,  # what a recompute reads
         description=table.doc,
         metadata={
             "dagster/column_schema": columns_of(table),
@@ -26,6 +28,7 @@ def asset_of(table: Table) -> dg.AssetSpec:
         kinds={"iceberg", "flink"},
         partitions_def=DAYS,
         freshness_policy=FRESH if table is EVENTS or table in STATISTICS else None,  # the others may be quiet
+        skippable=table in COMPUTED,  # a backfill reports each day by itself
     )
 
 
@@ -45,4 +48,5 @@ def columns_of(table: Table) -> dg.TableSchema:
     )
 
 
-SPECS = [asset_of(table) for table in TABLES]
+WATCHED = [asset_of(table) for table in TABLES if table not in COMPUTED]
+"""What only the stream writes: external assets."""

@@ -22,6 +22,19 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg] # has no 
     environment: dict[str, str] = Field(default_factory=dict)
     """The settings as variables `SAGASCOPE_…`; empty: those of the process, read when the lake is opened."""
 
+    def settings(self) -> Settings:
+        """The settings of a lake that is there.
+
+        Raises:
+            NoTablesError: there is no catalog.
+            InvalidSettingError: a variable can't be used.
+        """
+        settings = Settings.from_environment(self.environment or os.environ)
+        if not settings.catalog_file.exists():
+            msg = f"no tables yet at {settings.catalog_file.parent}: run `make demo` or `sagascope seed` first"
+            raise NoTablesError(msg)
+        return settings
+
     @contextmanager
     def open(self) -> Iterator[Catalog]:
         """The catalog, closed afterwards; it is not made where it is absent.
@@ -30,9 +43,5 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg] # has no 
             NoTablesError: there is no catalog.
             InvalidSettingError: a variable can't be used.
         """
-        settings = Settings.from_environment(self.environment or os.environ)
-        if not settings.catalog_file.exists():
-            msg = f"no tables yet at {settings.catalog_file.parent}: run `make demo` first"
-            raise NoTablesError(msg)
-        with closing(open_catalog(settings)) as catalog:
+        with closing(open_catalog(self.settings())) as catalog:
             yield catalog

@@ -1,9 +1,4 @@
-"""Reports each day of each table that has changed since it was last reported: a job by hand, a sensor by itself.
-
-The report is a materialization, not an observation: Dagster shows a day as filled by materializations alone
-(https://github.com/dagster-io/dagster/issues/15764), and of an external asset a materialization says no more than that
-somebody wrote it.
-"""
+"""Reports each day of each table that has changed since it was last reported: a job by hand, a sensor by itself."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,14 +6,12 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from dagster_project.day_reports import VERSION, report_of, version_of
 from dagster_project.lake import LakeResource, NoTablesError
-from dagster_project.observations import DayObservation, observe
+from dagster_project.observations import observe
 from dagster_project.partitions import DAYS, START
-from warehouse.tables import TABLES, Table
+from warehouse.tables import TABLES
 
-VERSION = "dagster/data_version"
-"""The tag by which Dagster keeps what was last reported of a day."""
-EMPTIED = "empty"
 SECONDS_BETWEEN_LOOKS = 30
 
 
@@ -59,20 +52,12 @@ def gather_news(instance: dg.DagsterInstance, lake: LakeResource, now: datetime)
             reported = _reported_versions(instance, dg.AssetKey(table.name))
             for day in sorted(days.keys() | reported.keys()):
                 observation = days.get(day)
-                version = f"{observation.snapshot_id}-{observation.rows}" if observation else EMPTIED
-                if reported.get(day) == version:
+                if reported.get(day) == version_of(observation):
                     continue
                 if not DAYS.has_partition_key(day):
                     news.left_out.append(f"{day} of {table.name}")
                     continue
-                news.reports.append(
-                    dg.AssetMaterialization(
-                        table.name,
-                        partition=day,
-                        metadata=_metadata_of(table, observation, now) | about,
-                        tags={VERSION: version},
-                    )
-                )
+                news.reports.append(report_of(table, day, observation, now, about))
     return news
 
 
@@ -109,26 +94,6 @@ def new_rows(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.Sens
     except NoTablesError as error:
         return dg.SensorResult(skip_reason=str(error))
     return dg.SensorResult(asset_events=news.reports, skip_reason=str(news))
-
-
-def _metadata_of(table: Table, observation: DayObservation | None, now: datetime) -> dict[str, dg.MetadataValue]:
-    """What the UI shows of a day."""
-    if observation is None:
-        return {"dagster/partition_row_count": dg.MetadataValue.int(0), "files": dg.MetadataValue.int(0)}
-    metadata: dict[str, dg.MetadataValue] = {
-        "dagster/partition_row_count": dg.MetadataValue.int(observation.rows),
-        "files": dg.MetadataValue.int(observation.files),
-        "bytes": dg.MetadataValue.int(observation.bytes),
-        "snapshot_id": dg.MetadataValue.text(str(observation.snapshot_id)),  # a browser's numbers can't hold it
-    }
-    if observation.committed_at:
-        metadata["committed_at"] = dg.MetadataValue.timestamp(observation.committed_at)
-        metadata["commit_age_seconds"] = dg.MetadataValue.float(
-            round((now - observation.committed_at).total_seconds(), 1)
-        )
-    if observation.newest:
-        metadata[f"newest_{table.time_column}"] = dg.MetadataValue.timestamp(observation.newest)
-    return metadata
 
 
 def _reported_versions(instance: dg.DagsterInstance, asset: dg.AssetKey) -> dict[str, str]:

@@ -23,6 +23,7 @@ from pipelines import (
     load_command,
     processes,
     quality_command,
+    seed_command,
     stack,
     upkeep_commands,
 )
@@ -54,6 +55,7 @@ errors = Console(stderr=True)
 app.command(name="workload")(load_command.workload)
 app.command()(upkeep_commands.parity)
 app.command()(quality_command.quality)
+app.command()(seed_command.seed)
 app.add_typer(upkeep_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)

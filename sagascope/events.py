@@ -118,9 +118,14 @@ class SagaEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             msgspec.structs.force_setattr(self, "error_message", _cut(message))
 
 
-def new_id() -> str:
-    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds, then 74 random bits; sorts by time of making."""
-    milliseconds = time.time_ns() // 1_000_000
+def new_id(milliseconds: int | None = None) -> str:
+    """A UUIDv7 (RFC 9562, section 5.7): 48 bits of milliseconds since the epoch, then 74 random bits; sorts by them.
+
+    Args:
+        milliseconds: Of what is older than its id; None: now.
+    """
+    if milliseconds is None:
+        milliseconds = time.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10), "big")
     value = (milliseconds & 0xFFFF_FFFF_FFFF) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62
     digits = f"{value | random & 0x3FFF_FFFF_FFFF_FFFF:032x}"

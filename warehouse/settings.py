@@ -66,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """And the ends of its sagas are posted there; empty: nowhere."""
     webhook_secret: str = ""
     """What those posts are signed with."""
+    alert_url: str = ""
+    """Where Dagster posts that a run failed, as JSON with `text`; empty: nowhere."""
 
     def __post_init__(self) -> None:
         if strange := sorted(set(re.findall(r"[^A-Za-z0-9/._~+=@-]", str(self.root)))):

@@ -43,6 +43,15 @@ class WindowDifference(NamedTuple):
     """How many it counts."""
 
 
+class HourDifferences(NamedTuple):
+    """What differs in one hour of a statistic."""
+
+    late: int
+    """Events that its windows do not count."""
+    wrong: int
+    """Windows that count all their events, or more, and differ all the same: those are no late events' doing."""
+
+
 class TableDifferences(NamedTuple):
     """What was found of one table."""
 
@@ -54,8 +63,11 @@ class TableDifferences(NamedTuple):
     """The first 20."""
     late: int
     """Events that are in `events` and that its windows do not count: they came late, or a row is lost."""
-    hours: frozenset[datetime]
+    hours: dict[datetime, HourDifferences]
     """The hours of the windows that differ."""
+
+
+NONE = HourDifferences(0, 0)
 
 
 class Comparison(NamedTuple):
@@ -73,7 +85,7 @@ class Comparison(NamedTuple):
     @property
     def hours(self) -> list[datetime]:
         """The hours that differ, in order."""
-        return sorted(frozenset[datetime]().union(*(table.hours for table in self.tables)))
+        return sorted({hour for table in self.tables for hour in table.hours})
 
 
 def compare(
@@ -100,7 +112,7 @@ def compare(
     # Only files of the span: a damaged one elsewhere is no matter of it, and a year has many.
     with history.open(settings, since and since - widest, until and until + widest) as tables:
         chunks = list(_chunks(tables, settings, since, until)) if closed else []
-    found = {table: TableDifferences(table.name, 0, 0, [], 0, frozenset()) for table in of}
+    found = {table: TableDifferences(table.name, 0, 0, [], 0, {}) for table in of}
     for first, last in chunks:
         with history.open(settings, first, last + _widest(settings)) as tables:
             for table in of:
@@ -189,10 +201,15 @@ def _compare(
                 WHEN columns <> '' THEN 'differs in ' || columns
             END AS what
             FROM judged
+        ), hours AS (
+            SELECT date_trunc('hour', window_start) AS hour,
+                sum(greatest(coalesce(events, 0) - counted, 0))::BIGINT AS late,
+                count(*) FILTER (counted >= coalesce(events, 0)) AS wrong
+            FROM told WHERE what IS NOT NULL GROUP BY hour
         )
         SELECT count(events), count(what),
             coalesce(sum(greatest(events - counted, 0)) FILTER (what IS NOT NULL), 0)::BIGINT,
-            list(DISTINCT date_trunc('hour', window_start)) FILTER (what IS NOT NULL),
+            (SELECT list((hour, late, wrong)) FROM hours),
             list((window_start, names, what, coalesce(events, 0), counted) ORDER BY window_start, names)
                 FILTER (what IS NOT NULL)[:{SHOWN}]
         FROM told
@@ -201,7 +218,12 @@ def _compare(
     ).fetchall()
     [(number, differ, late, hours, shown)] = rows
     return TableDifferences(
-        table.name, number, differ, [WindowDifference(*row) for row in shown or []], late, frozenset(hours or [])
+        table.name,
+        number,
+        differ,
+        [WindowDifference(*row) for row in shown or []],
+        late,
+        {hour: HourDifferences(*counts) for hour, *counts in hours or []},
     )
 
 
@@ -222,5 +244,8 @@ def _joined(one: TableDifferences, other: TableDifferences) -> TableDifferences:
         one.differing + other.differing,
         [*one.shown, *other.shown][:SHOWN],
         one.late + other.late,
-        one.hours | other.hours,
+        {
+            hour: HourDifferences(*map(sum, zip(one.hours.get(hour, NONE), other.hours.get(hour, NONE), strict=True)))
+            for hour in one.hours.keys() | other.hours.keys()
+        },
     )

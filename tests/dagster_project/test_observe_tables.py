@@ -139,11 +139,11 @@ def test_days_without_a_partition_are_named(instance: dg.DagsterInstance, lake: 
 def test_without_a_catalog_it_says_what_to_run(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     """Before the first run of the demo the sensor skips and the job fails with the command to run; nothing is made."""
     lake = LakeResource(environment=Settings(home=str(tmp_path / "none")).environment())
-    assert "run `make demo` first" in str(tick(instance, lake).skip_reason)
+    assert "run `make demo` or `sagascope seed` first" in str(tick(instance, lake).skip_reason)
     result = run(instance, lake)
     [failure] = [event for event in result.all_events if event.is_step_failure]
     assert not result.success
-    assert "run `make demo` first" in str(failure.step_failure_data.user_failure_data)
+    assert "run `make demo` or `sagascope seed` first" in str(failure.step_failure_data.user_failure_data)
     assert list(tmp_path.iterdir()) == []
 
 

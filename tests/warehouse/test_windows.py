@@ -97,7 +97,7 @@ def test_before_the_first_window_there_is_nothing_to_compare(lake: Settings) -> 
     assert windows.compare(lake).closed is None
     steps(lake, 3, timedelta(seconds=1))
     assert windows.compare(lake) == windows.Comparison(
-        None, [windows.TableDifferences(name, 0, 0, [], 0, frozenset()) for name in windows.EVENTS_OF]
+        None, [windows.TableDifferences(name, 0, 0, [], 0, {}) for name in windows.EVENTS_OF]
     )
 
 
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_said(lake: Settings) -> None:
         ("order pay step", "differs in completed", 5, 3),
     ]
     assert table.late == 12
-    assert table.hours == {START.replace(minute=0)}
+    assert table.hours.keys() == {START.replace(minute=0)}
 
 
 def test_only_windows_between_two_moments_are_compared(lake: Settings) -> None:
