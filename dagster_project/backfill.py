@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 import dagster as dg
 from pydantic import Field
 
-from dagster_project.assets import COMPUTED, asset_of
+from dagster_project.assets import asset_of
 from dagster_project.day_reports import report_of
 from dagster_project.lake import LakeResource, NoTablesError
 from dagster_project.observations import observe
@@ -15,6 +15,7 @@ from dagster_project.partitions import DAYS
 from dagster_project.started_jobs import Said, follow
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
+from warehouse.tables import COMPUTED
 
 ONE_WRITER = "recompute"
 """The pool of what replaces rows: dagster.yaml lets one run in at a time."""

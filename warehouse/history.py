@@ -25,12 +25,12 @@ from pyiceberg.expressions.parser import parse
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.types import TimestamptzType
 
-from warehouse import reports, saga_runs, statistics
+from warehouse import coverage, reports, saga_runs, statistics
 from warehouse.catalog import open_catalog
-from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, TABLES, Table
+from warehouse.tables import COMPUTED, EVENTS, SAGA_DEFINITIONS, SAGA_RUNS, STATISTICS, TABLES, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from pyiceberg.catalog import Catalog
     from pyiceberg.manifest import DataFile
@@ -163,11 +163,12 @@ def _create_views(
     # is committed between the two is then computed from the tail, where the other way round a window closed and stored
     # meanwhile would be told without its events.
     planned = {table: plan(table, until=None) for table in STATISTICS}
+    planned[SAGA_RUNS] = plan(SAGA_RUNS, until=until)
     planned[EVENTS] = plan(EVENTS, since=runs_since, until=max(filter(None, tail_ends.values()), default=None))
     definitions = plan(SAGA_DEFINITIONS, since=None, until=None)  # of a saga that runs since long ago, too
     planned |= {table: plan(table, until=until) for table in TABLES if table not in planned}
     for table, stored in planned.items():
-        name = f"stored_{table.name}" if table in STATISTICS else table.name
+        name = f"stored_{table.name}" if table in COMPUTED else table.name
         connection.execute(f'CREATE VIEW "{name}" AS {stored.select(since, until)}')
     for table in STATISTICS:
         rows = f'SELECT *, FALSE AS "open" FROM "stored_{table.name}"'  # noqa: S608 - ours
@@ -182,7 +183,15 @@ def _create_views(
     def create_views_of_runs() -> None:
         connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
         connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
-        saga_runs.create_views(connection, "run_events", "known_definitions", since, until)
+        saga_runs.create_views(
+            connection,
+            "run_events",
+            "known_definitions",
+            since,
+            until,
+            stored=f"stored_{SAGA_RUNS.name}",
+            spans=coverage.covered(planned[SAGA_RUNS].properties),
+        )
         reports.create_macros(connection)
 
     return create_views_of_runs
@@ -198,6 +207,8 @@ class _Planned:
     """DuckDB's type of each column."""
     files: dict[str, DataFile]
     """By path."""
+    properties: Mapping[str, str]
+    """Of the table."""
 
     def newest(self, column: str) -> datetime | None:
         """The latest moment in a column of the files; None where there are none. No file is opened."""
@@ -263,7 +274,7 @@ def _plan(
     types = duckdb_types(connection, stored.schema())
     tasks = stored.scan(row_filter=_between(table.time_column, since, until)).plan_files()
     files = {unquote(urlsplit(task.file.file_path).path): task.file for task in tasks}
-    return _Planned(stored.schema(), table.time_column, types, files)
+    return _Planned(stored.schema(), table.time_column, types, files, stored.properties)
 
 
 def _between(column: str, since: datetime | None, until: datetime | None) -> BooleanExpression:

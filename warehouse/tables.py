@@ -19,6 +19,7 @@ from pyiceberg.types import (
     MapType,
     NestedField,
     StringType,
+    StructType,
     TimestamptzType,
 )
 
@@ -226,7 +227,48 @@ SAGA_DEFINITIONS = Table(
     granularity="day",
 )
 
+SAGA_RUNS = Table(
+    name="saga_runs",
+    doc="What became of each run that ended; written by recomputes, and computed from events where none was yet.",
+    columns=(
+        Column("run_id", _STRING, "one execution of the saga", required=True),
+        Column("saga_id", _STRING, "whose run it was", required=True),
+        Column("saga_name", _STRING, "the kind of saga", required=True),
+        Column("outcome", _STRING, "completed, rolled_back, compensation_failed …", required=True),
+        Column("started_at", _TIME, "its start, or its first event that is known", required=True),
+        Column("ended_at", _TIME, "its end", required=True),
+        Column("total_ms", _LONG, "from start to end"),
+        Column("total_derived", _BOOL, "total_ms is a difference of timestamps, not measured", required=True),
+        Column("failing_step", _STRING, "the step that failed first, for good"),
+        Column("error_type", _STRING, "class of its error"),
+        Column("error_message", _STRING, "the error's text, cut at 8 KiB"),
+        Column("steps_done", ListType(1001, _STRING, element_required=False), "steps that succeeded, in order"),
+        Column("steps_undone", ListType(1002, _STRING, element_required=False), "of these, those undone, in order"),
+        Column(
+            "residual_effects",
+            ListType(
+                1003,
+                StructType(
+                    NestedField(1004, "step_name", _STRING, required=False),
+                    NestedField(1005, "reason", _STRING, required=False),
+                ),
+                element_required=False,
+            ),
+            "steps that succeeded and stand though the run failed, and why",
+        ),
+        Column("wasted_ms", _LONG, "work that was undone, and the undoing"),
+        Column("attributes", MapType(1006, _STRING, 1007, _STRING, value_required=False), "allow-listed values"),
+        Column("definition_id", _STRING, "hash of the saga's definition"),
+    ),
+    key=("run_id",),
+    time_column="ended_at",
+    granularity="day",
+)
+
 STATISTICS = (STEP_STATS, SAGA_STATS, STEP_DURATIONS)
 """What is computed from `events`, window by window, and can be computed again."""
 
-TABLES = (EVENTS, REJECTED_EVENTS, *STATISTICS, SAGA_DEFINITIONS)
+COMPUTED = (*STATISTICS, SAGA_RUNS)
+"""What a recompute writes."""
+
+TABLES = (EVENTS, REJECTED_EVENTS, *COMPUTED, SAGA_DEFINITIONS)

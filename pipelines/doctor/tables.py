@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyiceberg.catalog import Catalog
+    from pyiceberg.schema import Schema
 
     from warehouse.settings import Settings
     from warehouse.tables import Table
@@ -73,6 +75,11 @@ def reading(settings: Settings) -> Iterator[Catalog]:
         yield opened
 
 
+def _types(schema: Schema) -> dict[str, str]:
+    """Of each column, without the ids of what is nested in it: a catalog gives its own."""
+    return {field.name: re.sub(r"\b\d+: ", "", str(field.field_type)) for field in schema.fields}
+
+
 def _table(opened: Catalog, table: Table, settings: Settings) -> list[Finding]:
     area = "tables"
     try:
@@ -83,8 +90,7 @@ def _table(opened: Catalog, table: Table, settings: Settings) -> list[Finding]:
         cure = f"bring its metadata files back from a copy, or start afresh: {afresh(settings)}"
         return [fault(area, f"{table.name} is in the catalog, but can't be read: {error}", cure)]
     findings = []
-    types = {field.name: str(field.field_type) for field in stored.schema().fields}
-    declared = {column.name: str(column.type) for column in table.columns}
+    types, declared = (_types(schema) for schema in (stored.schema(), table.schema))
     if lacking := sorted(set(declared) - set(types)):
         cure = "the next `sagascope analyze` adds them, NULL in older rows"
         findings.append(warning(area, f"{table.name} lacks columns {', '.join(lacking)}", cure))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pytest
 
-from dagster_project.assets import COMPUTED, WATCHED, asset_of
+from dagster_project.assets import WATCHED, asset_of
 from dagster_project.definitions import defs
 from dagster_project.partitions import DAYS, START
 from warehouse.settings import CHECKOUT
-from warehouse.tables import EVENTS, STATISTICS, TABLES
+from warehouse.tables import COMPUTED, EVENTS, STATISTICS, TABLES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +34,7 @@ def test_names() -> None:
         "events",
         "rejected_events",
         "saga_definitions",
+        "saga_runs",
         "saga_stats",
         "step_durations",
         "step_stats",
@@ -73,7 +74,7 @@ def test_an_asset_says_what_its_table_says(table: Table) -> None:
     assert [column.constraints.nullable for column in schema.columns] == [
         not column.required for column in table.columns
     ]
-    assert (spec.freshness_policy is None) == (table.name in ("rejected_events", "saga_definitions"))
+    assert (spec.freshness_policy is None) == (table not in (EVENTS, *STATISTICS))
 
 
 def test_statistics_come_from_events() -> None:
