@@ -46,6 +46,7 @@ class Table:
         key: The columns that identify a row.
         time_column: The column that it is partitioned by.
         granularity: The partition's width, UTC.
+        sorted_by: How compaction sorts the rows of a file; None: by the key.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Table:
     key: tuple[str, ...]
     time_column: str
     granularity: Literal["day", "hour"]
+    sorted_by: tuple[str, ...] | None = None
 
     @property
     def identifier(self) -> tuple[str, str]:
