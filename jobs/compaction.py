@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.java_iceberg import jvm, load_java_table, open_java_catalog
 from warehouse import maintenance
 from warehouse.maintenance import Outcome
-from warehouse.replace import only_writer
+from warehouse.replace import ReplacedMeanwhileError, only_writer
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -91,16 +91,9 @@ def _commit(java_table: Any, table: Table, ready: list[tuple[Group, Path]]) -> N
     expressions = iceberg.expressions.Expressions
     first, last = min(group.partition for group, _ in ready), max(group.partition for group, _ in ready)
     until = last + maintenance.WIDTHS[table.granularity]
-    scan = (
-        java_table.newScan()
-        .ignoreResiduals()
-        .filter(
-            expressions.and_(  # `and` is a word of Python's
-                expressions.greaterThanOrEqual(table.time_column, first.isoformat()),
-                expressions.lessThan(table.time_column, until.isoformat()),
-            )
-        )
-    )
+    scan = java_table.newScan().ignoreResiduals()
+    scan = scan.filter(expressions.greaterThanOrEqual(table.time_column, first.isoformat()))
+    scan = scan.filter(expressions.lessThan(table.time_column, until.isoformat()))
     replaced = {file for group, _ in ready for file in group.files}
     found: dict[str, Any] = {}
     with closing(scan.planFiles()) as tasks:
@@ -109,12 +102,17 @@ def _commit(java_table: Any, table: Table, ready: list[tuple[Group, Path]]) -> N
             file = iterator.next().file()
             if (path := str(file.location())) in replaced:
                 found[path] = file.copyWithoutStats()
+    if len(found) < len(replaced):
+        msg = (
+            f"{table.name}: {len(replaced) - len(found)} files that were to be replaced are gone meanwhile: do it again"
+        )
+        raise ReplacedMeanwhileError(msg)
     rewrite = java_table.newRewrite().validateFromSnapshot(java_table.currentSnapshot().snapshotId())
     metrics = iceberg.MetricsConfig.forTable(java_table)
     for group, output in ready:
         for path in group.files:
             rewrite.deleteFile(found[path])
-        file = java_table.io().newInputFile(output.as_uri())
+        file = java_table.io().newInputFile(f"{group.files[0].rpartition('/')[0]}/{output.name}")
         rewrite.addFile(
             iceberg.DataFiles.builder(java_table.spec())
             .withInputFile(file)

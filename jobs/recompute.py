@@ -37,8 +37,9 @@ from warehouse.catalog import CATALOG_NAME, CatalogError, open_catalog
 from warehouse.claims import jvm_pid
 from warehouse.progress import read_progress
 from warehouse.replace import replace_rows
+from warehouse.retention import kept_since
 from warehouse.settings import InvalidSettingError, Settings
-from warehouse.tables import STATISTICS
+from warehouse.tables import EVENTS, STATISTICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,6 +96,12 @@ def _closed(settings: Settings, catalog: Catalog, since: datetime, until: dateti
             raise CanNotRecomputeError(msg)
     if until and since >= until:
         msg = f"--from {since.isoformat()} is not before --to {until.isoformat()}"
+        raise CanNotRecomputeError(msg)
+    if (kept := kept_since(catalog, [EVENTS])) and since < kept:
+        msg = (
+            f"--from {since.isoformat()}: events before {kept.isoformat()} were deleted by age (SAGASCOPE_EVENTS_KEPT_DAYS), so "
+            "their statistics can't be computed again and stay as they are: recompute from there on"
+        )
         raise CanNotRecomputeError(msg)
     progress = read_progress(settings, catalog)
     watermark = progress.watermark

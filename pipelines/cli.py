@@ -123,7 +123,7 @@ def _print_balance(settings: Settings) -> int:
     from warehouse import parity
 
     accounts = parity.balance(settings)
-    names = ("partition", "end", "stored", "duplicates", "rejected", "missing", "doubled", "lag")
+    names = ("partition", "end", "stored", "duplicates", "rejected", "expired", "missing", "doubled", "lag")
     console.print(rows_as_table(names, [tuple(getattr(account, name) for name in names) for account in accounts]))
     return sum(account.missing + account.doubled + account.altered for account in accounts)
 

@@ -164,7 +164,7 @@ def _commits_come(settings: Settings) -> bool:
 def _print_account(account: Account) -> None:
     names = (
         *("partition", "begin", "end", "before", "stored", "duplicates", "rejected"),
-        *("missing", "lag", "doubled", "altered"),
+        *("expired", "missing", "lag", "doubled", "altered"),
     )
     console.print(
         rows_as_table(names, [tuple(getattr(partition, name) for name in names) for partition in account.partitions])

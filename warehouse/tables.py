@@ -125,6 +125,7 @@ EVENTS = Table(
     key=("event_id",),
     time_column="timestamp",
     granularity="day",
+    sorted_by=("timestamp", "run_id", "sequence"),
 )
 
 STEP_STATS = Table(
@@ -209,6 +210,7 @@ REJECTED_EVENTS = Table(
     key=("source_topic", "source_partition", "source_offset"),
     time_column="record_time",
     granularity="day",
+    sorted_by=("record_time", "source_partition", "source_offset"),
 )
 
 SAGA_DEFINITIONS = Table(
