@@ -39,8 +39,15 @@ def load_java_table(catalog: Any, table: Table) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """Class and message of the Java exception that Py4J wrapped, without its stack."""
-    return str(getattr(error, "java_exception", error)).split("\n", 1)[0]
+    """What went wrong, on one line: of a Java exception that Py4J wrapped its class, its message, and its innermost cause."""
+    thrown = getattr(error, "java_exception", None)
+    if thrown is None:
+        return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    cause = thrown
+    while cause.getCause() is not None:
+        cause = cause.getCause()
+    lines = [str(one.toString()).split("\n", 1)[0] for one in (thrown, cause)]
+    return "; because of ".join(dict.fromkeys(lines))
 
 
 def jvm() -> Any:

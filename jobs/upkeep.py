@@ -77,14 +77,14 @@ def upkeep(
             for table in tables:
                 began = time.monotonic()
                 outcome = _try(action, table, lambda: act(settings, catalog, table, now, dry_run))  # noqa: B023 - called at once
-            yield msgspec.structs.replace(outcome, dry_run=dry_run, seconds=round(time.monotonic() - began, 3))
+                yield msgspec.structs.replace(outcome, dry_run=dry_run, seconds=round(time.monotonic() - began, 3))
 
 
 def _try(action: str, table: Table, act: Callable[[], Outcome]) -> Outcome:
     try:
         return act()
     except Exception as error:  # noqa: BLE001 - PyIceberg's, DuckDB's, of the disk, or Py4J's around whatever Java threw
-        reason = str(error) if isinstance(error, WarehouseError) else f"{type(error).__name__}: {first_line(error)}"
+        reason = str(error) if isinstance(error, WarehouseError) else first_line(error)
         return Outcome(action=action, table=table.name, reason=reason)
 
 
