@@ -21,6 +21,7 @@ from pipelines import (
     audit_commands,
     history_commands,
     load_command,
+    maintain_commands,
     processes,
     quality_command,
     stack,
@@ -54,7 +55,7 @@ errors = Console(stderr=True)
 app.command(name="workload")(load_command.workload)
 app.command()(upkeep_commands.parity)
 app.command()(quality_command.quality)
-app.add_typer(upkeep_commands.maintain, name="maintain")
+app.add_typer(maintain_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)
 app.add_typer(history_commands.sagas, name="sagas")

@@ -117,7 +117,8 @@ def test_small_files_become_one_and_a_reader_reads_on(small: Settings) -> None:
         [task] = catalog.load_table(EVENTS.identifier).scan("timestamp >= '2026-11-20T12:05:00+00:00'").plan_files()
         assert task.file.record_count == len(before)
         assert (
-            list(catalog.load_table(EVENTS.identifier).scan("timestamp >= '2026-11-20T12:10:00+00:00'").plan_files()) == []
+            list(catalog.load_table(EVENTS.identifier).scan("timestamp >= '2026-11-20T12:10:00+00:00'").plan_files())
+            == []
         )
     append(small, EVENTS, events_of(RUNS, NOON))  # with the snapshot that replaced them goes what it replaced
     before = rows_of(small)
