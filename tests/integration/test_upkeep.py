@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from bench.fault_stage import Stage, Verdict
 from warehouse import parity, windows
+from warehouse.catalog import open_catalog, row_count
+from warehouse.tables import STATISTICS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,5 +70,42 @@ def test_upkeep_beside_the_stream(broker_home: Settings, tmp_path: Path) -> None
         assert verdict == Verdict(events=verdict.events), verdict
         assert compacted > 0
         assert expired > 0
-        assert parity.audit(stage.settings).is_whole
         assert windows.compare(stage.settings).is_whole
+        assert_known_as_deleted(stage.settings)
+
+
+def assert_known_as_deleted(settings: Settings) -> None:
+    """Parity calls none of the events lost that retention has deleted, their statistics stay, and no recompute may clear them."""
+    statistics = counts(settings)
+    before = parity.balance(settings)
+    told = tidy(msgspec.structs.replace(settings, events_kept_days=7), 30, "retain")
+    assert told["retain", "events"]["rows_deleted"] == sum(one.stored for one in before)
+    account = parity.audit(settings)
+    assert account.is_whole
+    assert parity.balance(settings) == account.partitions
+    assert sum(one.expired for one in account.partitions) == sum(one.stored + one.duplicates for one in before)
+    assert [one.rejected for one in account.partitions] == [one.rejected for one in before]
+    assert windows.compare(settings).is_whole
+    refused = subprocess.run(
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "jobs.recompute",
+            "--from",
+            f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%dT%H:00Z}",
+        ],
+        env=os.environ | settings.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert "were deleted by age (SAGASCOPE_EVENTS_KEPT_DAYS)" in refused.stdout
+    assert counts(settings) == statistics
+
+
+def counts(settings: Settings) -> list[int]:
+    """Rows of each statistic."""
+    with closing(open_catalog(settings)) as catalog:
+        return [row_count(catalog, table) for table in STATISTICS]

@@ -50,7 +50,12 @@ def test_all_names_each_action_and_table(local: Settings) -> None:
     done = ask(local, "all", SAGASCOPE_EVENTS_KEPT_DAYS="36500")
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines() if line]
-    assert [line[0] for line in lines if len(line) == 1 and line[0].isalpha()] == ["retain", "compact", "expire", "orphans"]
+    assert [line[0] for line in lines if len(line) == 1 and line[0].isalpha()] == [
+        "retain",
+        "compact",
+        "expire",
+        "orphans",
+    ]
     for table in TABLES:
         assert len([line for line in lines if line[0] == table.name]) == 4
     [kept] = [line for line in lines if line[0] == "events"][:1]
