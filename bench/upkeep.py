@@ -1,8 +1,8 @@
 """What upkeep is worth, on tables in a temporary folder.
 
 `python bench/upkeep.py hour`: 720 commits, those of an hour at one each five seconds, of 500 events a second; then the upkeep that
-runs each hour, `python -m jobs.upkeep compact`. Tells files, bytes and the median seconds of two queries, each from a history that is
-opened for it, before and after. The baseline has the same rows in one file that was written at once and in order of time: fully compacted.
+runs each hour, `python -m jobs.upkeep compact`. Tells files, bytes and the median seconds of two queries, and of opening
+the history, before and after. The baseline has the same rows in one file that was written at once and in order of time: fully compacted.
 
 `python bench/upkeep.py sort`: the same day of events in one file, sorted in three ways: bytes, and the median seconds of queries
 that look for a time, a run, a kind of saga. It says what `Table.sorted_by` of `events` is to be.
@@ -118,7 +118,7 @@ def bench_sort(events: int, repeat: int) -> None:
             )
 
 
-def _ask(duck: duckdb.DuckDBPyConnection, query: str) -> list[tuple[object, ...]]:
+def _ask(duck: duckdb.DuckDBPyConnection | history.History, query: str) -> list[tuple[object, ...]]:
     return duck.sql(query).fetchall()
 
 
@@ -132,9 +132,8 @@ def bench_hour(commits: int, rate: int, repeat: int) -> None:
         _commit(compacted, 1, rate, commits)
         _tell(settings, compacted, repeat)
         print(*map(json.dumps, _upkeep(settings)), sep="\n", flush=True)
-        _commit(
-            settings, 1, rate, commits
-        )  # the stream goes on: whoever commits next drops the manifests that are empty now
+        # The stream goes on: whoever commits next drops the manifests that have become empty.
+        _commit(settings, 1, rate, commits)
         _tell(settings, compacted, repeat)
 
 
@@ -146,7 +145,7 @@ def _commit(settings: Settings, commits: int, rate: int, before: int = 0) -> Non
         for number in range(before, before + commits):
             bounds = {"first": number * rate * SECONDS, "last": (number + 1) * rate * SECONDS, "rate": RATE}
             rows = duck.sql(RUNS, params=bounds)
-            stored.append((rows.order('"timestamp"')).to_arrow_table().cast(schema))
+            stored.append(rows.order('"timestamp"').to_arrow_table().cast(schema))
 
 
 def _tell(settings: Settings, compacted: Settings, repeat: int) -> None:
@@ -154,16 +153,18 @@ def _tell(settings: Settings, compacted: Settings, repeat: int) -> None:
     with closing(open_catalog(settings)) as catalog:
         files, size = maintenance.files_and_bytes(catalog, EVENTS)
     print(f"events: {files:,} files, {size / 1e6:.1f} MB", flush=True)
-    for what in ("all", "one minute"):
-        ours, full = rows_of.measure(
-            repeat, *(partial(_open_and_ask, one, QUERIES[what]) for one in (settings, compacted))
-        )
-        rows_of.tell(f"  {what}", ours, full)
+    with history.open(settings) as tables, history.open(compacted) as full_tables:
+        for what in ("all", "one minute"):
+            query = QUERIES[what].format(table="events", run="")
+            ours, full = rows_of.measure(repeat, partial(_ask, tables, query), partial(_ask, full_tables, query))
+            rows_of.tell(f"  scan, {what}", ours, full)
+    ours, full = rows_of.measure(repeat, partial(_open_once, settings), partial(_open_once, compacted))
+    rows_of.tell("  open", ours, full)
 
 
-def _open_and_ask(settings: Settings, query: str) -> list[tuple[object, ...]]:
+def _open_once(settings: Settings) -> None:
     with history.open(settings) as tables:
-        return tables.sql(query.format(table="events", run="")).fetchall()
+        tables.sql("SELECT 1").fetchall()
 
 
 def _upkeep(settings: Settings) -> list[dict[str, object]]:
