@@ -49,9 +49,13 @@ def compact(settings: Settings, catalog: Catalog, table: Table, now: datetime, d
                     written.append((group, maintenance.write_sorted(settings, table, stored.schema(), group)))
                 except maintenance.CanNotCompactError as error:
                     reasons.append(str(error))
-        except OSError:
+        except OSError as error:
             _discard(written)
-            raise
+            msg = (
+                f"{table.name}: large files can't be written ({error}): until its snapshots expire a table needs room for both the "
+                f"small files and the large ones; make some in {settings.root}, and do it again"
+            )
+            raise maintenance.CanNotCompactError(msg) from error
         left += _replace_files(settings, catalog, table, written)
     files_after, size_after = maintenance.files_and_bytes(catalog, table)
     return Outcome(
