@@ -10,7 +10,8 @@ from jobs.resume import completed_checkpoints
 from warehouse import history
 from warehouse.claims import jvm_pid
 from warehouse.progress import Progress, read_progress
-from warehouse.tables import SAGA_RUNS, STATISTICS
+from warehouse.retention import kept_since
+from warehouse.tables import EVENTS, SAGA_RUNS, STATISTICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,12 @@ def closed_bounds(
             raise CanNotRecomputeError(msg)
     if until and since >= until:
         msg = f"--from {since.isoformat()} is not before --to {until.isoformat()}"
+        raise CanNotRecomputeError(msg)
+    if (kept := kept_since(catalog, [EVENTS])) and since < kept:
+        msg = (
+            f"--from {since.isoformat()}: events before {kept.isoformat()} were deleted by age (SAGASCOPE_EVENTS_KEPT_DAYS), so "
+            "what was computed from them can't be computed again and stays as it is: recompute from there on"
+        )
         raise CanNotRecomputeError(msg)
     progress = read_progress(settings, catalog)
     streamed = _has_streamed(settings, progress)

@@ -21,6 +21,7 @@ from pipelines import (
     audit_commands,
     history_commands,
     load_command,
+    maintain_commands,
     processes,
     quality_command,
     seed_command,
@@ -56,7 +57,7 @@ app.command(name="workload")(load_command.workload)
 app.command()(upkeep_commands.parity)
 app.command()(quality_command.quality)
 app.command()(seed_command.seed)
-app.add_typer(upkeep_commands.maintain, name="maintain")
+app.add_typer(maintain_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)
 app.add_typer(history_commands.sagas, name="sagas")
@@ -125,7 +126,7 @@ def _print_balance(settings: Settings) -> int:
     from warehouse import parity
 
     accounts = parity.balance(settings)
-    names = ("partition", "end", "stored", "duplicates", "rejected", "missing", "doubled", "lag")
+    names = ("partition", "end", "stored", "duplicates", "rejected", "expired", "missing", "doubled", "lag")
     console.print(rows_as_table(names, [tuple(getattr(account, name) for name in names) for account in accounts]))
     return sum(account.missing + account.doubled + account.altered for account in accounts)
 

@@ -52,12 +52,12 @@ def partitioned_files(catalog: Catalog, table: Table) -> PartitionedFiles:
     stored = catalog.load_table(table.identifier)
     files: dict[datetime, list[str]] = {}
     for task in stored.scan().plan_files():
-        start = _start(table, task.file.partition[0])
+        start = start_of(table, task.file.partition[0])
         files.setdefault(start, []).append(unquote(urlsplit(task.file.file_path).path))
     return PartitionedFiles(stored.schema(), files)
 
 
-def _start(table: Table, value: object) -> datetime:
+def start_of(table: Table, value: object) -> datetime:
     """The moment that a partition begins, by its value: a date, or the days or hours since the epoch."""
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC)

@@ -66,7 +66,7 @@ def replace_rows(
         ReplacedMeanwhileError: rows that match `where` were added or removed since, or others committed before each of the
             attempts; nothing is replaced.
     """
-    with _only_writer(settings, table):
+    with only_writer(settings, table):
         for attempt in range(1, ATTEMPTS + 1):
             stored = catalog.load_table(table.identifier)
             try:
@@ -85,7 +85,7 @@ def replace_rows(
 
 def change_properties(settings: Settings, catalog: Catalog, table: Table, properties: Properties) -> None:
     """Set properties of a table that follow from what it is, as its only writer."""
-    with _only_writer(settings, table):
+    with only_writer(settings, table):
         stored = catalog.load_table(table.identifier)
         with stored.transaction() as change:
             change.set_properties(properties(stored))
@@ -104,7 +104,8 @@ def _replace(stored: StoredTable, rows: pa.Table, where: BooleanExpression, prop
 
 
 @contextmanager
-def _only_writer(settings: Settings, table: Table) -> Iterator[None]:
+def only_writer(settings: Settings, table: Table) -> Iterator[None]:
+    """Be the only one that removes files from the table; awaits another one's end. Who only appends needs no such leave."""
     with (settings.catalog_file.parent / f"{table.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,6 +18,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Days = Annotated[int, Meta(ge=1, le=36_500)]
+KeptDays = Annotated[int, Meta(ge=0, le=36_500)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
 
 
@@ -52,6 +53,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How often the job commits: the freshness of the tables."""
     snapshots_kept_minutes: Positive = 60
     """For how long what was current stays readable: the longest that a query or the commit of a recompute may take."""
+    target_file_mb: Positive = 128
+    """Size of the files, in MiB, that compaction makes of small ones; those of three quarters of it or more stay as they are."""
+    orphans_kept_hours: Positive = 24
+    """How old a file that no snapshot names has to be before it is deleted: longer than any commit may be on its way."""
+    events_kept_days: KeptDays = 0
+    """So many whole days of `events`, besides today, are kept; at least `longest_run_days`. 0: all."""
+    rejected_events_kept_days: KeptDays = 0
+    """The same of `rejected_events`."""
+    statistics_kept_days: KeptDays = 0
+    """The same of each statistic. They may be kept for longer than the events that they were computed from."""
     longest_run_days: Days = 7
     """So many days before those asked for are read, too, for the beginnings of runs that ended within them."""
     redis_url: str = ""
@@ -80,6 +91,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             msg = f"{PREFIX}WINDOW_SECONDS={self.window_seconds}: statistics are kept by the hour; set it to a divisor of 3600"
             raise InvalidSettingError(msg)
 
+        if 0 < self.events_kept_days < self.longest_run_days:
+            msg = (
+                f"{PREFIX}EVENTS_KEPT_DAYS={self.events_kept_days}: a run that is still open may have begun "
+                f"{self.longest_run_days} days ago ({PREFIX}LONGEST_RUN_DAYS); keep as many days of events, or all: 0"
+            )
+            raise InvalidSettingError(msg)
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Settings:
         """The defaults, overridden by variables `SAGASCOPE_…`.
@@ -97,10 +115,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.convert({name: value}, cls, strict=False)
             except msgspec.ValidationError as error:
                 if isinstance(error.__cause__, InvalidSettingError):
-                    raise error.__cause__ from None
+                    continue  # what settings say together is judged below
                 msg = f"{PREFIX}{name.upper()}={value!r}: {str(error).split(' - at ')[0]}"
                 raise InvalidSettingError(msg) from error
-        return msgspec.convert(given, cls, strict=False)
+        try:
+            return msgspec.convert(given, cls, strict=False)
+        except msgspec.ValidationError as error:
+            if isinstance(error.__cause__, InvalidSettingError):
+                raise error.__cause__ from None
+            raise
 
     def environment(self) -> dict[str, str]:
         """The same settings as variables, for a process that is started."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyiceberg.expressions.parser import parse
 
 from warehouse import coverage, history, saga_runs
 from warehouse.replace import change_properties, replace_rows
-from warehouse.tables import SAGA_RUNS
+from warehouse.retention import kept_since
+from warehouse.tables import EVENTS, SAGA_RUNS
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -58,8 +60,15 @@ def forget(settings: Settings, catalog: Catalog, since: datetime, until: datetim
 def differences(
     settings: Settings, catalog: Catalog, since: datetime, until: datetime
 ) -> tuple[int, list[RunDifference]]:
-    """How many runs that ended in [since, until), as far as it is covered, are not as their events say; and 20 of them."""
+    """How many runs that ended in [since, until), as far as it is covered, are not as their events say; and 20 of them.
+
+    What was deleted by age is no difference.
+    """
     covered = coverage.covered(catalog.load_table(SAGA_RUNS.identifier).properties)
+    if kept := kept_since(catalog, [SAGA_RUNS]):
+        since = max(since, kept)
+    if kept := kept_since(catalog, [EVENTS]):  # what ended soon after may have begun before
+        since = max(since, kept + timedelta(days=settings.longest_run_days))
     spans = [(max(first, since), min(last, until)) for first, last in covered if first < until and since < last]
     if not spans:
         return 0, []

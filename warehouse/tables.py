@@ -47,6 +47,7 @@ class Table:
         key: The columns that identify a row.
         time_column: The column that it is partitioned by.
         granularity: The partition's width, UTC.
+        sorted_by: How compaction sorts the rows of a file; None: by the key.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Table:
     key: tuple[str, ...]
     time_column: str
     granularity: Literal["day", "hour"]
+    sorted_by: tuple[str, ...] | None = None
 
     @property
     def identifier(self) -> tuple[str, str]:
@@ -124,6 +126,7 @@ EVENTS = Table(
     key=("event_id",),
     time_column="timestamp",
     granularity="day",
+    sorted_by=("timestamp", "run_id", "sequence"),
 )
 
 STEP_STATS = Table(
@@ -208,6 +211,7 @@ REJECTED_EVENTS = Table(
     key=("source_topic", "source_partition", "source_offset"),
     time_column="record_time",
     granularity="day",
+    sorted_by=("record_time", "source_partition", "source_offset"),
 )
 
 SAGA_DEFINITIONS = Table(

@@ -105,7 +105,7 @@ def _table(opened: Catalog, table: Table, settings: Settings) -> list[Finding]:
     metadata = Path(unquote(urlsplit(stored.metadata_location).path)).parent
     taken = f"{counted(snapshots, 'snapshot')}, {size(_taken(metadata))} of metadata"
     if snapshots > SNAPSHOTS_KEPT:
-        cure = f"`python -m jobs.upkeep`; the job does so each minute: why it did not stands in {settings.logs}/analytics.log"
+        cure = f"`sagascope maintain expire`; the job does so each minute: why it did not stands in {settings.logs}/analytics.log"
         findings.append(warning(area, f"{table.name}: {taken}: upkeep does not run", cure))
     return findings or [ok(area, f"{table.name}: {len(types)} columns, {taken}")]
 
