@@ -20,6 +20,7 @@ from rich.markup import escape
 from pipelines import (
     audit_commands,
     history_commands,
+    import_commands,
     load_command,
     processes,
     quality_command,
@@ -58,6 +59,7 @@ app.add_typer(upkeep_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)
 app.add_typer(history_commands.sagas, name="sagas")
+app.add_typer(import_commands.imports, name="import")
 
 EXPECTED = (
     stack.StackError,

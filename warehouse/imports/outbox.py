@@ -19,7 +19,7 @@ from warehouse.imports.sagaz_outbox import UNKNOWN_SAGA, OutboxRow, events_of_sa
 from warehouse.imports.source import BATCH_ROWS, DAY, EPOCH, MICROSECOND, Loaded, Refused, SourceError, Span, begin_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import AsyncGenerator, Iterable, Iterator
     from datetime import date
 
     import duckdb
@@ -109,17 +109,20 @@ class PostgresOutbox(Outbox):
             return "PostgreSQL"
 
     def _batches(self, span: Span, loaded: Loaded) -> Iterator[list[tuple[Any, ...]]]:
-        """From the event loop of a cursor into a plain iterator: a batch at a time is asked for."""
+        """From an event loop into a plain iterator: it runs while a batch is asked for."""
         with asyncio.Runner() as runner:
             batches = self._read(span, loaded)
             try:
-                while (batch := runner.run(anext(batches, None))) is not None:  # type: ignore[arg-type] # an awaitable is enough
+                while batch := runner.run(_next_of(batches)):
                     yield batch
             finally:
                 runner.run(batches.aclose())
 
-    async def _read(self, span: Span, loaded: Loaded) -> Any:
-        asyncpg = postgresql.driver()
+    async def _read(self, span: Span, loaded: Loaded) -> AsyncGenerator[list[tuple[Any, ...]], None]:
+        try:
+            asyncpg = postgresql.driver()
+        except ModuleNotFoundError as error:
+            raise SourceError(str(error)) from None
         try:
             connection = await asyncpg.connect(self._dsn, timeout=CONNECT_SECONDS)
         except ValueError:  # of the DSN; its text may hold a part of the password
@@ -202,6 +205,10 @@ class SQLiteOutbox(Outbox):
         except sqlite3.DatabaseError as error:
             msg = f"{self} is no outbox of sagaz 1.5 that can be read ({error}): give the file that its SQLiteOutboxStorage writes"
             raise SourceError(msg) from None
+
+
+async def _next_of(batches: AsyncGenerator[list[tuple[Any, ...]], None]) -> list[tuple[Any, ...]]:
+    return await anext(batches, [])
 
 
 def _asked(tables: list[str]) -> str:
