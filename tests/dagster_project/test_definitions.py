@@ -32,6 +32,8 @@ def test_names() -> None:
     """Whoever renames an asset, a job or a sensor, and so loses its history, sees it here."""
     assert sorted(spec.key.to_user_string() for spec in defs.resolve_all_asset_specs()) == [
         "events",
+        "imported_files",
+        "imported_sagaz_outbox",
         "rejected_events",
         "saga_definitions",
         "saga_stats",
@@ -40,7 +42,7 @@ def test_names() -> None:
     ]
     assert [job.name for job in defs.jobs or ()] == ["observe_tables"]
     assert [sensor.name for sensor in defs.sensors or ()] == ["new_rows"]
-    assert sorted(defs.resources or ()) == ["lake"]
+    assert sorted(defs.resources or ()) == ["imports", "lake"]
 
 
 @pytest.mark.parametrize(("spec", "table"), list(zip(SPECS, TABLES, strict=True)))
