@@ -38,7 +38,9 @@ def sagaz_of(settings: Settings) -> Source:
     Raises:
         dg.Failure: they name none.
     """
-    _require(settings.import_url, "IMPORT_URL", "postgresql://user:password@host/database, or the path of a SQLite file")
+    _require(
+        settings.import_url, "IMPORT_URL", "postgresql://user:password@host/database, or the path of a SQLite file"
+    )
     return outbox_at(settings.import_url)
 
 
@@ -48,7 +50,9 @@ def files_of(settings: Settings) -> Source:
     Raises:
         dg.Failure: they name none.
     """
-    _require(settings.import_files, "IMPORT_FILES", "paths and patterns of Parquet and JSON lines files, parted by colons")
+    _require(
+        settings.import_files, "IMPORT_FILES", "paths and patterns of Parquet and JSON lines files, parted by colons"
+    )
     return EventFiles(patterns_in(settings.import_files))
 
 
@@ -86,7 +90,9 @@ def _import(context: dg.AssetExecutionContext, settings: Settings, source: Sourc
     with open_import(settings, source, Span(min(days), max(days) + DAY), now=now) as opened:
         if None in opened.days():
             told = opened.store(None)
-            context.log.warning(f"{told.invalid + told.unclassified} rows without a time are kept in rejected_events: {_some(told)}")
+            context.log.warning(
+                f"{told.invalid + told.unclassified} rows without a time are kept in rejected_events: {_some(told)}"
+            )
         for day in days:
             told = opened.store(day)
             context.log_event(

@@ -57,7 +57,9 @@ def sagaz(
 
 @imports.command()
 def files(
-    patterns: Annotated[list[str], typer.Argument(metavar="PATTERN…", help="Paths, or patterns like 'old/**/*.jsonl'.")],
+    patterns: Annotated[
+        list[str], typer.Argument(metavar="PATTERN…", help="Paths, or patterns like 'old/**/*.jsonl'.")
+    ],
     file_format: Annotated[
         FileFormat | None, typer.Option("--format", help="Of all files. Default: each by its suffix.")
     ] = None,

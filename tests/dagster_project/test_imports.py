@@ -32,7 +32,9 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield ephemeral
 
 
-def run(instance: dg.DagsterInstance, asset: dg.AssetsDefinition, lake: Lake, **settings: str) -> dg.ExecuteInProcessResult:
+def run(
+    instance: dg.DagsterInstance, asset: dg.AssetsDefinition, lake: Lake, **settings: str
+) -> dg.ExecuteInProcessResult:
     """One run over the range, as a backfill starts it."""
     environment = msgspec.structs.replace(lake.settings, **settings).environment()
     resources = {"imports": ImportResource(environment=environment)}

@@ -49,7 +49,10 @@ def test_an_outbox(local: Settings, tmp_path: Path) -> None:
     assert ["all", "3", "0", "3", "1", "0"] in lines
     said = words(done.stdout)
     assert "known live: 3 events were left out, as the topic has told of their sagas (1, counted each day)" in said
-    assert "1 rows are no events and are kept in rejected_events, the first of each day: - unclassified: no event of" in said
+    assert (
+        "1 rows are no events and are kept in rejected_events, the first of each day: - unclassified: no event of"
+        in said
+    )
     assert "3 rows are of days before those asked for, and were left out" in said
     assert "python -m jobs.recompute --from 2026-11-21T00:00Z --to 2026-11-22T00:00Z" in said
     again = call(local, "sagaz", str(file), "--since", "2026-11-20")

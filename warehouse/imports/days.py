@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 CHUNK_EVENTS = 50_000
 """So many are looked up and written at a time: a file each."""
-MEMORY = "512MiB"
+MEMORY = "256MiB"
 """What DuckDB may hold of the spool; beyond it, it uses the disk."""
 SHOWN = 5
 """So many reasons a day are named; the counts are whole."""
@@ -191,7 +191,9 @@ class OpenedImport:
     def _rows(self, events: Sequence[SagaEvent]) -> pa.Table:
         """Events as rows of `events`, with where they came from."""
         schema = _schema(EVENTS)
-        values: dict[str, Any] = dict(zip(_FIELDS, zip(*map(msgspec.structs.astuple, events), strict=True), strict=True))
+        values: dict[str, Any] = dict(
+            zip(_FIELDS, zip(*map(msgspec.structs.astuple, events), strict=True), strict=True)
+        )
         values["attributes"] = [list(one.items()) for one in values["attributes"]]
         times = pc.multiply(pa.array(values.pop("timestamp"), pa.int64()), 1000)
         values["source_topic"] = [self._source.topic] * len(events)
@@ -210,7 +212,9 @@ class OpenedImport:
                 f"SELECT DISTINCT saga_id FROM events WHERE coalesce(source_topic, '') NOT LIKE '{PREFIX}%'"  # noqa: S608 - ours
             ).to_arrow_reader(100_000)
             self._spool.register("of_topic", reader)
-            known = self._spool.execute("SELECT DISTINCT saga_id FROM rows SEMI JOIN of_topic USING (saga_id)").fetchall()
+            known = self._spool.execute(
+                "SELECT DISTINCT saga_id FROM rows SEMI JOIN of_topic USING (saga_id)"
+            ).fetchall()
             self._spool.unregister("of_topic")
         return {saga_id for (saga_id,) in known}
 
@@ -279,7 +283,11 @@ def _history_of(settings: Settings, catalog: Catalog, day: date | None) -> Any:
 
 def _which_of(tables: history.History, query: str, values: list[Any]) -> set[Any]:
     """Those of the values that the query, whose condition they end, has found."""
-    return {value for (value,) in tables.sql(f"{query} IN (SELECT unnest($values))", {"values": values}).fetchall()} if values else set()
+    return (
+        {value for (value,) in tables.sql(f"{query} IN (SELECT unnest($values))", {"values": values}).fetchall()}
+        if values
+        else set()
+    )
 
 
 def _chunks(records: Iterable[SagaEvent | Refused]) -> Iterator[list[SagaEvent | Refused]]:

@@ -30,7 +30,13 @@ REQUIRED = ("event_id", "event_type", "saga_id", "saga_name", "run_id", "sequenc
 """Columns that a Parquet file must have; the others of `events` it may have, and any more are not looked at."""
 _LATEST = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 _SCHEMA = pa.schema(
-    {"event_id": pa.string(), "saga_id": pa.string(), "moment": pa.int64(), "record": pa.binary(), "reason": pa.string()}
+    {
+        "event_id": pa.string(),
+        "saga_id": pa.string(),
+        "moment": pa.int64(),
+        "record": pa.binary(),
+        "reason": pa.string(),
+    }
 )
 
 
@@ -92,7 +98,9 @@ class EventFiles:
 
     def load(self, spool: duckdb.DuckDBPyConnection, span: Span) -> Loaded:
         """Read each file once. Of one that is damaged nothing is taken, and it is named; the others go on."""
-        spool.execute("CREATE TABLE rows (event_id VARCHAR, saga_id VARCHAR, moment BIGINT, record BLOB, reason VARCHAR)")
+        spool.execute(
+            "CREATE TABLE rows (event_id VARCHAR, saga_id VARCHAR, moment BIGINT, record BLOB, reason VARCHAR)"
+        )
         loaded = Loaded()
         for path, kind in self._files.items():
             outside = [0, 0]
@@ -105,7 +113,9 @@ class EventFiles:
                     spool.unregister("batch")
             except (_DamagedError, OSError, UnicodeDecodeError, pa.ArrowException) as error:
                 spool.execute("ROLLBACK")
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+                reason = (
+                    error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+                )
                 loaded.damaged.append(f"{path}: {reason}")
             else:
                 spool.execute("COMMIT")
@@ -119,7 +129,7 @@ class EventFiles:
             yield from self._refused(spool)
             return
         answer = spool.cursor().execute(
-            "SELECT record FROM rows WHERE moment >= ? AND moment < ? ORDER BY rowid", [begin_of(day), begin_of(day + DAY)]
+            "SELECT record FROM rows WHERE moment >= ? AND moment < ?", [begin_of(day), begin_of(day + DAY)]
         )
         while batch := answer.fetchmany(BATCH_ROWS):
             yield from (decode(record) for (record,) in batch)
@@ -247,7 +257,9 @@ def _batches(records: Iterator[_Spooled]) -> Iterator[pa.Table]:
 
 def _table(records: list[_Spooled]) -> pa.Table:
     columns = zip(*records, strict=True)
-    return pa.table([pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+    return pa.table(
+        [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
+    )
 
 
 def patterns_in(setting: str) -> list[str]:

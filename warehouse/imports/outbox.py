@@ -31,7 +31,13 @@ POSTGRESQL = ("postgresql://", "postgres://")
 _IS_MOMENT = "(created_at >= timestamptz '1970-01-01Z' AND created_at < timestamptz '9999-01-01Z')"
 """PostgreSQL knows `infinity`, too, and years that no calendar of ours has."""
 _SCHEMA = pa.schema(
-    {"row_id": pa.string(), "saga_id": pa.string(), "event_type": pa.string(), "payload": pa.string(), "moment": pa.int64()}
+    {
+        "row_id": pa.string(),
+        "saga_id": pa.string(),
+        "event_type": pa.string(),
+        "payload": pa.string(),
+        "moment": pa.int64(),
+    }
 )
 
 
@@ -180,7 +186,9 @@ class SQLiteOutbox(Outbox):
             raise SourceError(msg)
         begin, end = span.microseconds
         try:
-            with closing(sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)) as connection:
+            with closing(
+                sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
+            ) as connection:
                 connection.text_factory = lambda text: text.decode("utf-8", "replace")
                 connection.create_function("at", 1, _microseconds, deterministic=True)
                 connection.execute("BEGIN")  # one snapshot

@@ -120,7 +120,9 @@ def classify(row: OutboxRow) -> Told | Refused:
         is_of_saga = payload["status"] == suffix and payload["saga_id"] == row.saga_id
         if is_of_saga and name and name != event_type and isinstance(payload.get("error", ""), str):
             return Told(row, kind, name, None, payload)
-    return _refused(row, f"no event of OutboxSagaListener: event_type {event_type[:200]!r}", payload, is_unclassified=True)
+    return _refused(
+        row, f"no event of OutboxSagaListener: event_type {event_type[:200]!r}", payload, is_unclassified=True
+    )
 
 
 def events_of_saga(rows: Iterable[OutboxRow]) -> list[SagaEvent | Refused]:
@@ -211,7 +213,11 @@ def _fits(kind: EventType, payload: Mapping[str, Any]) -> bool:
         case EventType.STEP_COMPLETED:
             return isinstance(payload["result"], dict)
         case EventType.STEP_FAILED:
-            return isinstance(payload["error"], str) and isinstance(payload["error_type"], str) and bool(payload["error_type"])
+            return (
+                isinstance(payload["error"], str)
+                and isinstance(payload["error_type"], str)
+                and bool(payload["error_type"])
+            )
         case _:
             return payload["compensated"] is True
 

@@ -113,7 +113,10 @@ def add_rows(file: Path, rows: list[tuple[str, str, str, str, str]]) -> None:
             "CREATE TABLE IF NOT EXISTS outbox_events (event_id TEXT PRIMARY KEY, saga_id TEXT NOT NULL, event_type TEXT NOT NULL,"
             " payload TEXT NOT NULL, created_at TEXT NOT NULL)"
         )
-        connection.executemany("INSERT INTO outbox_events (event_id, saga_id, event_type, payload, created_at) VALUES (?, ?, ?, ?, ?)", rows)
+        connection.executemany(
+            "INSERT INTO outbox_events (event_id, saga_id, event_type, payload, created_at) VALUES (?, ?, ?, ?, ?)",
+            rows,
+        )
         connection.commit()
 
 

@@ -93,7 +93,9 @@ def test_a_dry_run_counts_and_stores_nothing(lake: Settings, outbox: SQLiteOutbo
     assert load(lake, outbox) == counted
 
 
-def test_a_day_of_many_chunks_is_one_commit(lake: Settings, outbox: SQLiteOutbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_of_many_chunks_is_one_commit(
+    lake: Settings, outbox: SQLiteOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What does not fit into memory at once is written file by file, and is there all at once."""
     monkeypatch.setattr(days_module, "CHUNK_EVENTS", 4)
     seen: list[int] = []
@@ -120,7 +122,9 @@ def test_sagas_of_the_topic_are_left_out(lake: Settings, outbox: SQLiteOutbox) -
     assert [(one.already_there, one.known_live, one.known_sagas) for one in again] == [(6, 0, 0), (3, 3, 1), (6, 0, 0)]
 
 
-def test_what_was_imported_before_is_there_when_the_topic_tells_of_its_saga(lake: Settings, outbox: SQLiteOutbox) -> None:
+def test_what_was_imported_before_is_there_when_the_topic_tells_of_its_saga(
+    lake: Settings, outbox: SQLiteOutbox
+) -> None:
     """A saga whose service began to send is known from the topic from then on; what is there counts as there."""
     load(lake, outbox, Span(THREE[0], THREE[1]))
     append(lake, EVENTS, [event(1, 0, "saga_started", NOW, saga_id=f"s0-{THREE[0]}")])
@@ -255,7 +259,9 @@ def test_beside_the_stream(lake: Settings, outbox: SQLiteOutbox) -> None:
     assert not failed
     assert sum(one.imported for one in told) == 18
     with history.open(lake) as tables:
-        assert tables.sql("SELECT count(*), count(DISTINCT event_id) FROM events").fetchall() == [(18 + len(appended),) * 2]
+        assert tables.sql("SELECT count(*), count(DISTINCT event_id) FROM events").fetchall() == [
+            (18 + len(appended),) * 2
+        ]
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,9 @@ def test_times_of_parquet(lake: Settings, tmp_path: Path, unit: str | None) -> N
     """Timestamps of any unit, with a zone or without (then UTC), and plain milliseconds."""
     fields = {name: value for name, value in msgspec.structs.asdict(event(1)).items() if isinstance(value, str | int)}
     fields["event_type"] = "saga_started"
-    naive = pa.array([NOON_MS], pa.int64()) if unit is None else pa.array([NOON.replace(tzinfo=None)], pa.timestamp(unit))
+    naive = (
+        pa.array([NOON_MS], pa.int64()) if unit is None else pa.array([NOON.replace(tzinfo=None)], pa.timestamp(unit))
+    )
     columns = {name: [value] for name, value in fields.items()} | {"timestamp": naive}
     pq.write_table(pa.table(columns), tmp_path / "a.parquet", version="2.6")
     load(lake, tmp_path / "a.parquet")

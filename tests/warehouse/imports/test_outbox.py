@@ -56,9 +56,13 @@ def judge(lake: Settings, happened: Happened, told: list[DayImport]) -> None:
     assert count(told, "imported") == sum(map(len, happened.values()))
     assert (count(told, "unclassified"), count(told, "invalid")) == (UNCLASSIFIED, 0)
     with history.open(lake) as tables:
-        text = str(tables.sql("SELECT * FROM events").fetchall()) + str(tables.sql("SELECT * FROM rejected_events").fetchall())
+        text = str(tables.sql("SELECT * FROM events").fetchall()) + str(
+            tables.sql("SELECT * FROM rejected_events").fetchall()
+        )
         outcomes = dict(tables.sql("SELECT saga_id, outcome FROM saga_runs WHERE saga_name = 'shop.pay'").fetchall())
-        [(unmarked,)] = tables.sql("SELECT count(*) FROM events WHERE duration_ms IS NOT NULL AND NOT duration_derived").fetchall()
+        [(unmarked,)] = tables.sql(
+            "SELECT count(*) FROM events WHERE duration_ms IS NOT NULL AND NOT duration_derived"
+        ).fetchall()
     assert SECRET not in text
     assert unmarked == 0
     assert outcomes == {"o-done": "completed", "o-undone": "rolled_back", "o-stuck": "rolled_back_partial"}
@@ -93,7 +97,10 @@ def test_what_happened_from_postgresql(lake: Settings, postgresql: PostgresServe
         storage = PostgreSQLOutboxStorage(dsn, pool_min_size=1, pool_max_size=2)
         await storage.initialize()
         happened = await run_sagas(storage)
-        await ask(dsn, "UPDATE saga_outbox SET status = 'sent', sent_at = now() - INTERVAL '8 days' WHERE saga_id = 'o-undone'")
+        await ask(
+            dsn,
+            "UPDATE saga_outbox SET status = 'sent', sent_at = now() - INTERVAL '8 days' WHERE saga_id = 'o-undone'",
+        )
         assert await storage.archive_sent_events(7) > 0
         await storage.close()
         return happened
@@ -130,7 +137,9 @@ def over_midnight(tmp_path: Path) -> str:
 
 def runs(lake: Settings) -> list[tuple[Any, ...]]:
     with history.open(lake) as tables:
-        return tables.sql('SELECT run_id, "sequence", event_id, "timestamp", duration_ms FROM events ORDER BY ALL').fetchall()
+        return tables.sql(
+            'SELECT run_id, "sequence", event_id, "timestamp", duration_ms FROM events ORDER BY ALL'
+        ).fetchall()
 
 
 def test_a_run_over_midnight_is_one_run(lake: Settings, tmp_path: Path) -> None:
@@ -172,7 +181,9 @@ def test_times_that_are_none(lake: Settings, tmp_path: Path) -> None:
         assert "created_at" in told[0].reasons[0]
     assert [(one.day, one.imported) for one in told[1:]] == [(date(2026, 11, 20), 2)]
     with history.open(lake) as tables:
-        assert tables.sql("SELECT source_topic, source_partition FROM rejected_events").fetchall() == [("import:sagaz_outbox", 0)]
+        assert tables.sql("SELECT source_topic, source_partition FROM rejected_events").fetchall() == [
+            ("import:sagaz_outbox", 0)
+        ]
 
 
 def test_what_is_outside_the_span_is_said(lake: Settings, tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def told(rows: list[OutboxRow]) -> list[SagaEvent]:
         ("a.x.compensated", {"step": "x", "compensated": True}, "a", "x"),
     ],
 )
-def test_the_payload_says_what_the_dots_leave_open(event_type: str, payload: Any, saga_name: str, step: str | None) -> None:
+def test_the_payload_says_what_the_dots_leave_open(
+    event_type: str, payload: Any, saga_name: str, step: str | None
+) -> None:
     """A saga's end, or one of a step; and where the saga's name ends."""
     found = classify(row(event_type, payload))
     assert isinstance(found, Told)
@@ -135,7 +137,9 @@ def test_a_saga_id_that_sagaz_did_not_know() -> None:
 
 def test_a_run_and_its_durations() -> None:
     """Each duration is the time since the row before, and marked; of the first step, and of the whole, nobody knows it."""
-    events = told(story(done("reserve", {"card": "x", "__own": 1}), failed("charge"), undone("reserve"), end("no"), seconds=2))
+    events = told(
+        story(done("reserve", {"card": "x", "__own": 1}), failed("charge"), undone("reserve"), end("no"), seconds=2)
+    )
     assert [(e.event_type.value, e.step_name, e.sequence, e.duration_ms, e.duration_derived) for e in events] == [
         ("step_completed", "reserve", 0, None, False),
         ("step_failed", "charge", 1, 2000, True),
@@ -197,7 +201,9 @@ def test_a_gap_of_weeks_is_no_duration() -> None:
 names = st.sampled_from(["a", "b", "a.b", "pay", "success", "failed", "completed"])
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5).map(lambda text: CANARY + text),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["x", "y", "email"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["x", "y", "email"]), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 results = st.dictionaries(st.sampled_from(["card", "x", "__own"]), values, max_size=3)
@@ -209,7 +215,8 @@ shaped = st.one_of(
 )
 strange = st.tuples(
     st.text(max_size=8) | st.builds("{}.{}.failed".format, names, names),
-    values | st.dictionaries(st.sampled_from(["step", "result", "saga_id", "status", "error", "x"]), values, max_size=4),
+    values
+    | st.dictionaries(st.sampled_from(["step", "result", "saga_id", "status", "error", "x"]), values, max_size=4),
 )
 
 
