@@ -51,6 +51,7 @@ def rows(count: int) -> Iterator[tuple[str, str, str, str, str]]:
         clock = f"{DAY}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.{millisecond:03}"
         for place in range(ROWS_OF_SAGA):
             event_id = f"00000000-0000-4000-8000-{number * ROWS_OF_SAGA + place:012x}"
+            payload: dict[str, object]
             if place == ROWS_OF_SAGA - 1:
                 kind, payload = "order.completed", {"saga_id": saga_id, "status": "completed"}
             else:

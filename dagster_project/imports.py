@@ -90,9 +90,8 @@ def _import(context: dg.AssetExecutionContext, settings: Settings, source: Sourc
     with open_import(settings, source, Span(min(days), max(days) + DAY), now=now) as opened:
         if None in opened.days():
             told = opened.store(None)
-            context.log.warning(
-                f"{told.invalid + told.unclassified} rows without a time are kept in rejected_events: {_some(told)}"
-            )
+            refused = told.invalid + told.unclassified
+            context.log.warning("%d rows without a time are kept in rejected_events: %s", refused, _some(told))
         for day in days:
             told = opened.store(day)
             context.log_event(
@@ -102,7 +101,7 @@ def _import(context: dg.AssetExecutionContext, settings: Settings, source: Sourc
                 changed.add(day)
     _tell_rest(context, opened.loaded)
     for command in recompute_of(changed, now.date()):
-        context.log.info(f"stored statistics do not count what is imported; compute them again: {command}")
+        context.log.info("stored statistics do not count what is imported; compute them again: %s", command)
     if opened.loaded.damaged:
         msg = "the other files are imported; damaged are: " + "; ".join(opened.loaded.damaged)
         raise dg.Failure(msg, allow_retries=False)
@@ -111,9 +110,9 @@ def _import(context: dg.AssetExecutionContext, settings: Settings, source: Sourc
 def _tell_rest(context: dg.AssetExecutionContext, loaded: Loaded) -> None:
     if loaded.before:
         cure = f"Days before {START} have no partition: to import them move START back in dagster_project/partitions.py"
-        context.log.warning(f"{loaded.before} rows are of days before those of this run, and were left out. {cure}")
+        context.log.warning("%d rows are of days before those of this run, and were left out. %s", loaded.before, cure)
     if loaded.after:
-        context.log.warning(f"{loaded.after} rows are of days after those of this run, and were left out")
+        context.log.warning("%d rows are of days after those of this run, and were left out", loaded.after)
 
 
 def _metadata_of(told: DayImport) -> dict[str, dg.MetadataValue]:

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from pyiceberg.expressions import EqualTo
+from pyiceberg.expressions.parser import parse
 
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.doctor.findings import Finding, counted, fault, ok, warning
@@ -127,5 +127,5 @@ def _rows(settings: Settings) -> int:
     with reading(settings) as catalog:
         if not catalog.table_exists(EVENTS.identifier):
             return 0
-        of_topic = catalog.load_table(EVENTS.identifier).scan(row_filter=EqualTo("source_topic", settings.topic))
+        of_topic = catalog.load_table(EVENTS.identifier).scan(row_filter=parse(f"source_topic = '{settings.topic}'"))
         return row_count(catalog, EVENTS) if any(of_topic.plan_files()) else 0  # what is imported came from no topic

@@ -159,15 +159,14 @@ def _of_lines(path: Path) -> Iterator[_Spooled]:
             if len(line) == LONGEST_LINE:
                 msg = f"line {number:,} is longer than {LONGEST_LINE >> 20} MiB: this is no file of JSON lines"
                 raise _DamagedError(msg)
-            line = line.rstrip(b"\r\n")  # noqa: PLW2901 - the line is what is meant
+            line = line.rstrip(b"\r\n")
             if line.strip():
                 yield _judged(line, f"{path.name}, line {number}")
 
 
 def _judged(record: bytes, where: str) -> _Spooled:
     try:
-        event = decode(record)
-        return _spooled(event, record)
+        return _spooled(decode(record), record)
     except InvalidEventError as error:
         return _Spooled(None, None, None, record, f"{where}: {error}")
 
@@ -175,7 +174,8 @@ def _judged(record: bytes, where: str) -> _Spooled:
 def _spooled(event: SagaEvent, record: bytes) -> _Spooled:
     at = event.timestamp * 1000
     if at > _LATEST:
-        raise InvalidEventError("timestamp", event.timestamp, "milliseconds since 1970, before the year 10000")
+        field, allowed = "timestamp", "milliseconds since 1970, before the year 10000"
+        raise InvalidEventError(field, event.timestamp, allowed)
     return _Spooled(event.event_id, event.saga_id, at, record)
 
 

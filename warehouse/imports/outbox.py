@@ -110,9 +110,10 @@ class PostgresOutbox(Outbox):
         """Without user and password."""
         try:
             parts = urlsplit(self._dsn)
-            return f"PostgreSQL at {parts.hostname or 'its usual place'}{f':{parts.port}' if parts.port else ''}{parts.path}"
+            port = f":{parts.port}" if parts.port else ""
         except ValueError:
             return "PostgreSQL"
+        return f"PostgreSQL at {parts.hostname or 'its usual place'}{port}{parts.path}"
 
     def _batches(self, span: Span, loaded: Loaded) -> Iterator[list[tuple[Any, ...]]]:
         """From an event loop into a plain iterator: it runs while a batch is asked for."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from sagascope.events import EventType, InvalidEventError, SagaEvent
-from sagascope.redaction import redact
+from sagascope.redaction import REDACTED, redact
 from warehouse.imports.source import MICROSECOND, Refused, id_of, moment_of
 from warehouse.rules import LONGEST
 
@@ -101,28 +101,39 @@ def classify(row: OutboxRow) -> Told | Refused:
         payload = msgspec.json.decode(row.payload or "")
     except (ValueError, RecursionError) as error:
         return _refused(row, f"payload: no JSON ({error})")
-    event_type = row.event_type or ""
     if not isinstance(payload, dict):
-        return _refused(row, f"payload: a JSON {_kind(payload)}, and no object", is_unclassified=True)
-    keys = frozenset(payload)
-    if row.saga_id == UNKNOWN_SAGA:
-        return _refused(row, "saga_id: unknown; sagaz did not know whose row it is", payload, is_unclassified=True)
-    if shape := _STEPS.get(keys):
-        suffix, kind = shape
-        step = payload["step"]
-        if isinstance(step, str) and step and event_type.endswith(f".{step}.{suffix}") and _fits(kind, payload):
-            name = event_type[: -len(f".{step}.{suffix}")]
-            if name:
-                return Told(row, kind, name, step, payload)
-    elif shape := _SAGAS.get(keys):
-        suffix, kind = shape
-        name = event_type.removesuffix(f".{suffix}")
-        is_of_saga = payload["status"] == suffix and payload["saga_id"] == row.saga_id
-        if is_of_saga and name and name != event_type and isinstance(payload.get("error", ""), str):
-            return Told(row, kind, name, None, payload)
-    return _refused(
-        row, f"no event of OutboxSagaListener: event_type {event_type[:200]!r}", payload, is_unclassified=True
-    )
+        reason = f"payload: a JSON {_kind(payload)}, and no object"
+    elif row.saga_id == UNKNOWN_SAGA:
+        reason = "saga_id: unknown; sagaz did not know whose row it is"
+    elif told := _of_step(row, payload) or _of_saga(row, payload):
+        return told
+    else:
+        reason = f"no event of OutboxSagaListener: event_type {(row.event_type or '')[:200]!r}"
+    return _refused(row, f"unclassified: {reason}", payload, is_unclassified=True)
+
+
+def _of_step(row: OutboxRow, payload: Mapping[str, Any]) -> Told | None:
+    """The end of a step or of its undoing, if it is one."""
+    suffix, kind = _STEPS.get(frozenset(payload), ("", None))
+    if kind is None or not _fits(kind, payload):
+        return None
+    step, event_type = payload["step"], row.event_type or ""
+    if not (isinstance(step, str) and step and event_type.endswith(f".{step}.{suffix}")):
+        return None
+    name = event_type[: -len(f".{step}.{suffix}")]
+    return Told(row, kind, name, step, payload) if name else None
+
+
+def _of_saga(row: OutboxRow, payload: Mapping[str, Any]) -> Told | None:
+    """The end of a saga, if it is one."""
+    suffix, kind = _SAGAS.get(frozenset(payload), ("", None))
+    if kind is None or (payload["status"], payload["saga_id"]) != (suffix, row.saga_id):
+        return None
+    event_type = row.event_type or ""
+    name = event_type.removesuffix(f".{suffix}")
+    if not name or name == event_type or not isinstance(payload.get("error", ""), str):
+        return None
+    return Told(row, kind, name, None, payload)
 
 
 def events_of_saga(rows: Iterable[OutboxRow]) -> list[SagaEvent | Refused]:
@@ -222,9 +233,7 @@ def _fits(kind: EventType, payload: Mapping[str, Any]) -> bool:
             return payload["compensated"] is True
 
 
-def _refused(
-    row: OutboxRow, reason: str, payload: Mapping[str, Any] | None = None, *, is_unclassified: bool = False
-) -> Refused:
+def _refused(row: OutboxRow, reason: str, payload: object = None, *, is_unclassified: bool = False) -> Refused:
     """The row, kept without the values of its payload: they may be a step's result, which leaves no service."""
     at = None if row.at is None or row.at < 0 else row.at
     kept = {
@@ -232,13 +241,16 @@ def _refused(
         "saga_id": row.saga_id,
         "event_type": row.event_type,
         "created_at": None if at is None else moment_of(at).isoformat(),
-        "payload_keys": sorted(payload or ()),
+        # A key that is no plain name is a value: a customer's, by whom something is looked up.
+        "payload_keys": sorted({key if key.isidentifier() else REDACTED for key in payload})
+        if isinstance(payload, dict)
+        else [],
     }
     return Refused(
         row.row_id,
         None if at is None else moment_of(at),
         msgspec.json.encode(kept),
-        f"unclassified: {reason}" if is_unclassified else reason,
+        reason,
         is_unclassified,
     )
 

@@ -51,7 +51,8 @@ class Span(NamedTuple):
     @property
     def microseconds(self) -> tuple[int | None, int | None]:
         """The same since the epoch, as the spool and the databases are asked."""
-        return self.first and begin_of(self.first), self.until and begin_of(self.until)
+        begin = None if self.first is None else begin_of(self.first)
+        return begin, None if self.until is None else begin_of(self.until)
 
     def has(self, day: date) -> bool:
         """Whether the day is among them."""

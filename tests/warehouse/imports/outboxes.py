@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Happened = dict[str, list[tuple[str, str | None]]]
 """Event type and step, by saga_id."""
 
-SECRET = "visa-4111-for-ada@example.org"
+PRIVATE = "visa-4111-for-ada@example.org"
 """A result's value: it leaves no service."""
 UNCLASSIFIED = 3
 """Rows that `run_sagas` writes and that are none of the five shapes."""
@@ -61,7 +61,7 @@ async def run_sagas(storage: Any) -> Happened:
 
         @sagaz.action("reserve", on_success=publish_on_success(storage, "stock.reserve.success"))  # type: ignore[untyped-decorator]
         async def reserve(self, ctx: Any) -> dict[str, Any]:
-            return {"card": SECRET, "amount": 1234.5}
+            return {"card": PRIVATE, "amount": 1234.5}
 
         @sagaz.compensate("reserve")  # type: ignore[untyped-decorator]
         async def release(self, ctx: Any) -> None:
@@ -72,7 +72,7 @@ async def run_sagas(storage: Any) -> Happened:
         @sagaz.action("charge.v2", depends_on=["reserve"])  # type: ignore[untyped-decorator]
         async def charge(self, ctx: Any) -> None:
             if ctx.get("bad"):
-                msg = f"no money on {SECRET}"
+                msg = f"no money on {PRIVATE}"
                 raise ValueError(msg)
 
     class Check(sagaz.Saga):  # type: ignore[misc]

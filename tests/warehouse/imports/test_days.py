@@ -144,7 +144,7 @@ def test_the_topic_is_none_the_wiser(lake: Settings, outbox: SQLiteOutbox) -> No
 
 
 def test_quality_still_misses_the_start_of_others(lake: Settings, outbox: SQLiteOutbox) -> None:
-    """sagaz's outbox tells of no start, which is no fault; a run of the topic without one is."""
+    """An outbox of sagaz tells of no start, which is no fault; a run of the topic without one is."""
     load(lake, outbox)
     append(lake, EVENTS, [event(9, 1, "saga_completed", datetime(2026, 11, 20, 13, tzinfo=UTC))])
     broken = [one for one in quality.check(lake, EVENTS, THREE[0]) if not one.passed]
@@ -234,7 +234,9 @@ def test_two_at_once(lake: Settings, outbox: SQLiteOutbox) -> None:
 
 def test_beside_the_stream(lake: Settings, outbox: SQLiteOutbox) -> None:
     """While others append to the same table all the time, each of theirs and each of its own is there once."""
-    stop, appended, failed = threading.Event(), [], []
+    stop = threading.Event()
+    appended: list[int] = []
+    failed: list[Exception] = []
 
     def stream() -> None:
         schema = schema_to_pyarrow(EVENTS.schema, include_field_ids=False)

@@ -28,18 +28,16 @@ NOON_MS = int(NOON.timestamp() * 1000)
 
 def event(number: int, days: int = 0, **fields: Any) -> SagaEvent:
     """A start at noon of the day, or so many days after it."""
-    return SagaEvent(
-        **{
-            "event_id": f"e{number}",
-            "event_type": EventType.SAGA_STARTED,
-            "saga_id": f"s{number}",
-            "saga_name": "order",
-            "run_id": f"r{number}",
-            "sequence": 0,
-            "timestamp": NOON_MS + days * 86_400_000,
-        }
-        | fields
-    )
+    usual: dict[str, Any] = {
+        "event_id": f"e{number}",
+        "event_type": EventType.SAGA_STARTED,
+        "saga_id": f"s{number}",
+        "saga_name": "order",
+        "run_id": f"r{number}",
+        "sequence": 0,
+        "timestamp": NOON_MS + days * 86_400_000,
+    }
+    return SagaEvent(**usual | fields)
 
 
 WHOLE = event(
@@ -229,6 +227,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no file matches"):
         EventFiles([str(tmp_path / "*.jsonl")])
     path = lines(tmp_path / "events.txt", event(1))
-    with pytest.raises(SourceError, match="its suffix tells no format; known are .parquet, .pq, .jsonl"):
+    with pytest.raises(SourceError, match="its suffix tells no format; known are"):
         EventFiles([str(path)])
     assert str(EventFiles([str(path)], FileFormat.JSONL)) == "1 file"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
@@ -15,6 +14,9 @@ from hypothesis import strategies as st
 from sagascope.events import EventType, SagaEvent, decode, encode
 from warehouse.imports.sagaz_outbox import OutboxRow, Told, classify, events_of_saga
 from warehouse.imports.source import Refused
+
+if TYPE_CHECKING:
+    import random
 
 NOON = int(datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()) * 1_000_000
 CANARY = "canary-91c2-"
@@ -32,18 +34,22 @@ def story(*told: tuple[str, Any], seconds: int = 1) -> list[OutboxRow]:
 
 
 def done(step: str, result: Any = None, saga: str = "order") -> tuple[str, Any]:
+    """A step that succeeded."""
     return f"{saga}.{step}.success", {"step": step, "result": result or {}}
 
 
 def failed(step: str, error: str = "no", kind: str = "ValueError") -> tuple[str, Any]:
+    """One that did not."""
     return f"order.{step}.failed", {"step": step, "error": error, "error_type": kind}
 
 
 def undone(step: str) -> tuple[str, Any]:
+    """One that was undone."""
     return f"order.{step}.compensated", {"step": step, "compensated": True}
 
 
 def end(error: str | None = None, saga: str = "order") -> tuple[str, Any]:
+    """The saga's end, with an error or without."""
     if error is None:
         return f"{saga}.completed", {"saga_id": "s", "status": "completed"}
     return f"{saga}.failed", {"saga_id": "s", "status": "failed", "error": error}
