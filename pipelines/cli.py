@@ -20,6 +20,7 @@ from rich.markup import escape
 from pipelines import (
     audit_commands,
     history_commands,
+    import_commands,
     load_command,
     maintain_commands,
     processes,
@@ -61,6 +62,7 @@ app.add_typer(maintain_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)
 app.add_typer(history_commands.sagas, name="sagas")
+app.add_typer(import_commands.imports, name="import")
 
 EXPECTED = (
     stack.StackError,

@@ -24,6 +24,7 @@ import msgspec
 from sagascope.events import SAGA_ENDS
 from warehouse import stored_runs, windows
 from warehouse.catalog import open_catalog
+from warehouse.imports import SAGAZ_OUTBOX
 from warehouse.partitions import PartitionedFiles, partitioned_files
 from warehouse.rules import EQUALS_EVENTS, FILES_READABLE, LONGEST, ROWS, RUNS_EQUAL_EVENTS, Rule, Severity, rules
 from warehouse.tables import TABLES
@@ -207,6 +208,7 @@ def _count(
                 relation,
                 key=", ".join(f'"{name}"' for name in table.key),
                 ends=", ".join(f"'{end}'" for end in SAGA_ENDS),
+                startless=f"'{SAGAZ_OUTBOX}'",
             )
             connection.execute(f"CREATE OR REPLACE TEMP TABLE {relation} AS {query}")
         counts = ", ".join(f'count(*) FILTER ({rule.fails}) AS "{rule.name}"' for rule in of)

@@ -87,8 +87,9 @@ def change_properties(settings: Settings, catalog: Catalog, table: Table, proper
     """Set properties of a table that follow from what it is, as its only writer."""
     with only_writer(settings, table):
         stored = catalog.load_table(table.identifier)
-        with stored.transaction() as change:
-            change.set_properties(properties(stored))
+        if changes := {name: text for name, text in properties(stored).items() if stored.properties.get(name) != text}:
+            with stored.transaction() as change:
+                change.set_properties(changes)
 
 
 def _replace(stored: StoredTable, rows: pa.Table, where: BooleanExpression, properties: dict[str, str]) -> None:

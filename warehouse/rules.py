@@ -232,10 +232,10 @@ def _rules_of_events() -> tuple[Rule, ...]:
         ),
         Rule(
             "run_has_start",
-            f"A run has a start, on its day or in the {days} days before; one from before the history began has none",
+            f"A run has a start, on its day or in the {days} days before; one from before the history began has none. Nor has one of sagaz's outbox, which tells of no start: it breaks no rule",
             Severity.WARN,
             relation=RUNS,
-            fails="starts = 0",
+            fails="starts = 0 AND NOT is_startless",
             what="'no start'",
             key=run,
         ),

@@ -79,6 +79,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What those posts are signed with."""
     alert_url: str = ""
     """Where Dagster posts that a run failed, as JSON with `text`; empty: nowhere."""
+    import_url: str = ""
+    """Where Dagster imports sagaz's outbox from: postgresql://user:password@host/database, or the path of a SQLite file."""
+    import_files: str = ""
+    """What files of events Dagster imports: paths and patterns, parted by colons, of Parquet and JSON lines."""
 
     def __post_init__(self) -> None:
         if strange := sorted(set(re.findall(r"[^A-Za-z0-9/._~+=@-]", str(self.root)))):

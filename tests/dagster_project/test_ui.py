@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
+from dagster_project.imports import IMPORTS
 from warehouse.settings import CHECKOUT
 from warehouse.tables import COMPUTED, EVENTS, STATISTICS, STEP_STATS, TABLES
 
@@ -161,7 +162,9 @@ def dagster(tmp_path_factory: pytest.TempPathFactory, shown: Lake) -> Iterator[D
 def test_the_assets_are_shown(dagster: Dagster) -> None:
     """Every table is shown with words, columns, kinds and lineage; those that are computed can be computed again."""
     nodes = {node["assetKey"]["path"][0]: node for node in dagster.ask(ASSETS)["assetNodes"]}
-    assert nodes.keys() == {*(table.name for table in TABLES), "upkeep"}
+    assert nodes.keys() == {table.name for table in TABLES} | {"upkeep"} | {
+        asset.key.to_user_string() for asset in IMPORTS
+    }
     for table in STATISTICS:
         assert nodes[table.name]["dependencyKeys"] == [{"path": ["events"]}]
     for table in TABLES:
