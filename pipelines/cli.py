@@ -28,6 +28,7 @@ from pipelines import (
     upkeep_commands,
 )
 from pipelines.analytics_process import AnalyticsProcess
+from pipelines.asking import open_history
 from pipelines.load_command import For, Rate, ScaleTime, Seed
 from pipelines.moments import parse_moment
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table
@@ -195,9 +196,7 @@ def sql(
 
     Example: sagascope sql "SELECT saga_name, count(*) FROM events GROUP BY 1" --since 1h
     """
-    from warehouse import history
-
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         answer = tables.sql(query)
         columns, rows = answer.columns, answer.fetchall()
     print_rows(columns, rows, output)

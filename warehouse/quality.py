@@ -22,6 +22,7 @@ import msgspec
 
 from warehouse import windows
 from warehouse.catalog import open_catalog
+from warehouse.guarded_queries import DamagedFileError
 from warehouse.partitions import PartitionedFiles, partitioned_files
 from warehouse.rules import EQUALS_EVENTS, FILES_READABLE, LONGEST, ROWS, SAGA_ENDS, Rule, Severity, rules
 from warehouse.tables import TABLES
@@ -246,10 +247,8 @@ def _compare_windows(settings: Settings, table: Table, day: date) -> tuple[int, 
     begin = datetime.combine(day, time(), UTC)
     try:
         [found] = windows.compare(settings, begin, begin + DAY, of=[table]).tables
-    except duckdb.OutOfMemoryException:
-        raise
-    except duckdb.Error as error:
-        told = FailingRow({}, f"can't be compared: {str(error).partition(chr(10))[0]}")
+    except DamagedFileError as error:
+        told = FailingRow({}, f"can't be compared: {error}")
         return 1, (told,)
     sample = tuple(
         FailingRow(
