@@ -45,6 +45,9 @@ TIME = TimestamptzType()  # one for all: PyIceberg takes its time to make one
 READING = {duckdb.StatementType.SELECT}  # EXPLAIN would run what it explains, if asked to ANALYZE
 READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 """Of a SELECT's tree, the queries that only read. `WITH x AS (COPY … TO …) SELECT` is a SELECT, too."""
+RUN_TEXT = {"query", "json_execute_serialized_sql"}
+"""Functions that run a text as SQL, into which nobody has looked."""
+_NODE, _FUNCTION = re.compile(r'(?<=[{,]"type":")\w+_NODE(?=")'), re.compile(r'(?<=[{,]"function_name":")[^"\\]+(?=")')
 
 MAY_NAME_RUNS = re.compile(
     rf"run|as_of|known_definitions|{'|'.join(reports.NAMES)}|show|information_schema|duckdb_|pg_catalog", re.IGNORECASE
@@ -126,8 +129,10 @@ class History:
         [(tree,)] = self._connection.cursor().execute("SELECT json_serialize_sql($1)", [query]).fetchall()
         if not tree.startswith('{"error":false'):
             return ["a SELECT that can't be judged"]
-        nodes = re.findall(r'(?<=[{,]"type":")\w+_NODE(?=")', tree)  # what is text of the query has its quotes escaped
-        return sorted({node.removesuffix("_QUERY_NODE") for node in nodes if node not in READING_NODES})
+        # What is text in the query has its quotes escaped here.
+        nodes = {node.removesuffix("_QUERY_NODE") for node in _NODE.findall(tree) if node not in READING_NODES}
+        functions = {f"{name}()" for name in _FUNCTION.findall(tree) if name.lower() in RUN_TEXT}
+        return sorted(nodes | functions)
 
 
 @contextmanager

@@ -28,6 +28,10 @@ REFUSED = [
     "WITH x AS (INSERT INTO t VALUES (1) RETURNING *) SELECT * FROM x",
     "WITH x AS (UPDATE t SET a = 1 RETURNING *) SELECT * FROM x",
     "WITH x AS (DELETE FROM t RETURNING *) SELECT * FROM x",
+    "SELECT (WITH x AS (COPY (SELECT 1) TO '{lake}/evil.parquet') SELECT 1)",
+    "FROM query('SELECT 1')",
+    "SELECT * FROM (SELECT 1) AS a, LATERAL (FROM system.main.\"Query\"('SELECT 1')) AS b",
+    "FROM json_execute_serialized_sql(json_serialize_sql('WITH x AS (COPY (SELECT 1) TO ''{lake}/evil'') SELECT 1'))",
     "WITH x AS (SELECT 1) INSERT INTO events SELECT * FROM x",
     "MERGE INTO events USING events AS e ON FALSE WHEN NOT MATCHED THEN INSERT",
     "COPY events TO '{lake}/evil.parquet'",
@@ -64,11 +68,6 @@ OUT_OF_REACH = [
     "FROM read_csv('https://127.0.0.1:9/x.csv')",
     "FROM read_parquet('s3://bucket/x.parquet')",
     "SELECT getenv('HOME')",
-    "FROM query('SELECT * FROM read_text(''{secret}'')')",
-    "FROM query('WITH x AS (COPY (SELECT 1) TO ''{lake}/evil.parquet'') SELECT 1')",
-    "SELECT (WITH x AS (COPY (SELECT 1) TO '{lake}/evil.parquet') SELECT 1)",
-    "FROM json_execute_serialized_sql(json_serialize_sql('WITH x AS (COPY (SELECT 1) TO ''{lake}/evil'') SELECT 1'))",
-    "FROM query('DROP VIEW events')",
     "FROM query_table('{secret}')",
     "FROM enable_logging('QueryLog', storage := 'file', storage_path := '{lake}/evil')",
     "FROM enable_profiling()",
@@ -108,7 +107,7 @@ def test_nothing_but_the_tables_is_in_reach(lake: Settings, tmp_path: Path) -> N
             asked = query.format(lake=lake.warehouse_folder, secret=secret)
             try:
                 answer = tables.sql(asked).fetchall()
-            except (duckdb.Error, ReadOnlyError):
+            except duckdb.Error:
                 continue
             pytest.fail(f"{asked} was answered: {answer}")
         assert tables.sql("FROM duckdb_secrets()").fetchall() == []  # those that are kept elsewhere were not loaded
@@ -128,7 +127,6 @@ def test_nothing_but_the_tables_is_in_reach(lake: Settings, tmp_path: Path) -> N
         "FROM (DESCRIBE events)",
         "SUMMARIZE events",
         "FROM query_table('events')",
-        "FROM query('SELECT 1')",
         "FROM variants(saga := 'ord*')",
     ],
 )
