@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from pipelines import (
     audit_commands,
+    export_commands,
     history_commands,
     load_command,
     processes,
@@ -61,6 +62,7 @@ app.add_typer(upkeep_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)
 app.add_typer(history_commands.sagas, name="sagas")
+app.add_typer(export_commands.export, name="export")
 
 EXPECTED = (
     stack.StackError,
