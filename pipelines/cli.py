@@ -31,7 +31,7 @@ from pipelines import (
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.asking import open_history
 from pipelines.load_command import For, Rate, ScaleTime, Seed
-from pipelines.moments import parse_moment
+from pipelines.moments import parse_moment, parse_since
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.errors import WarehouseError
 from warehouse.settings import CHECKOUT, PREFIX, Settings
@@ -184,7 +184,7 @@ def sql(
     since: Annotated[
         datetime | None,
         typer.Option(
-            parser=parse_moment, metavar="MOMENT", help="Only event time from here: 2026-11-23T10:00, or 15m ago."
+            parser=parse_since, metavar="MOMENT", help="Only event time from here: 2026-11-23T10:00, or 15m ago."
         ),
     ] = None,
     until: Annotated[

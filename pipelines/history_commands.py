@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.asking import open_history
-from pipelines.moments import parse_moment
+from pipelines.moments import parse_moment, parse_since
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.settings import Settings
 
@@ -23,7 +23,7 @@ console = make_console()
 
 Since = Annotated[
     datetime | None,
-    typer.Option(parser=parse_moment, metavar="MOMENT", help="Only from here: 2026-11-23T10:00, or 7d ago."),
+    typer.Option(parser=parse_since, metavar="MOMENT", help="Only from here: 2026-11-23T10:00, or 7d ago."),
 ]
 Until = Annotated[datetime | None, typer.Option(parser=parse_moment, metavar="MOMENT", help="Only before this moment.")]
 Saga = Annotated[str, typer.Option(metavar="PATTERN", help="Only kinds of saga of such a name: 'order*'.")]

@@ -31,6 +31,10 @@ class DamagedFileError(WarehouseError):
     """A file of a table can't be read, or is gone: names table, day, file, and what to do meanwhile."""
 
 
+class MovedError(WarehouseError):
+    """The tables' files are not below the folder that the settings name: names both, and the cure."""
+
+
 class Stored(NamedTuple):
     """Where a file belongs."""
 
@@ -89,6 +93,12 @@ def explained(error: duckdb.Error, files: Mapping[str, Stored], settings: Settin
         path, said = next(iter(unreadable(files)), (None, said))
     if path is None:
         return None
+    if isinstance(error, duckdb.PermissionException):
+        msg = (
+            f"the tables' files are elsewhere ({path}), not below {settings.warehouse_folder}: the folder was moved or copied, and "
+            f"Iceberg keeps whole paths; move it back to where it was made, or set {PREFIX}HOME to that"
+        )
+        return MovedError(msg)
     table, begin = files[path]
     reason = said.partition("\n")[0].replace(path, path.rpartition("/")[2])
     day = begin.astimezone(UTC).date()

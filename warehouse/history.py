@@ -26,7 +26,7 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.types import TimestamptzType
 
 from warehouse import guarded_queries, reports, saga_runs, statistics
-from warehouse.catalog import open_catalog
+from warehouse.catalog import open_catalog, reading_metadata
 from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, TABLES, Table
 
 if TYPE_CHECKING:
@@ -314,8 +314,9 @@ def _plan(
 ) -> _Planned:
     stored = catalog.load_table(table.identifier)
     types = duckdb_types(connection, stored.schema())
-    tasks = stored.scan(row_filter=_between(table.time_column, since, until)).plan_files()
-    files = {unquote(urlsplit(task.file.file_path).path): task.file for task in tasks}
+    with reading_metadata(table):
+        tasks = stored.scan(row_filter=_between(table.time_column, since, until)).plan_files()
+        files = {unquote(urlsplit(task.file.file_path).path): task.file for task in tasks}
     return _Planned(stored.schema(), stored.current_snapshot(), table.time_column, types, files)
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from warehouse.catalog import reading_metadata
 from warehouse.history import duckdb_types, read_files
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def partitioned_files(catalog: Catalog, table: Table) -> PartitionedFiles:
     """What the table's newest snapshot holds. No data file is opened."""
     stored = catalog.load_table(table.identifier)
     files: dict[datetime, list[str]] = {}
-    for task in stored.scan().plan_files():
+    with reading_metadata(table):
+        tasks = list(stored.scan().plan_files())
+    for task in tasks:
         start = table.partition_start(task.file.partition[0])
         files.setdefault(start, []).append(unquote(urlsplit(task.file.file_path).path))
     return PartitionedFiles(stored.schema(), files)
