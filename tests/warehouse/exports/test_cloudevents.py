@@ -11,7 +11,8 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from cloudevents.core.formats.json import JSONFormat
 
 from sagascope.cloudevents import headers, structured
-from sagascope.events import SagaEvent, decode
+from sagascope.events import decode
+from tests.warehouse.test_saga_runs import told
 from warehouse import history
 from warehouse.exports import cloudevents
 from warehouse.exports.whole_file import ExportError
@@ -19,6 +20,7 @@ from warehouse.exports.whole_file import ExportError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sagascope.events import SagaEvent
     from warehouse.settings import Settings
 
 
@@ -71,8 +73,6 @@ def test_its_own_files_are_known(tmp_path: Path) -> None:
     for content in (b"", b"\xff\xfe", b"[1]", b'{"type": "sagascope.x"}', b'{"specversion": "1.0", "type": "other"}'):
         file.write_bytes(content)
         assert not cloudevents.is_export(file)
-    event = SagaEvent(
-        event_id="e", event_type="saga_started", saga_id="s", saga_name="o", run_id="r", sequence=0, timestamp=0
-    )  # type: ignore[arg-type] # as text
+    [event] = told("> ")
     file.write_bytes(structured(event))
     assert cloudevents.is_export(file)
