@@ -50,19 +50,21 @@ def main() -> None:
     )
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--memory", default="512MiB", help="SAGASCOPE_SQL_MEMORY: of each DuckDB that takes part")
     parser.add_argument("--turn", metavar="NAME", help="one turn, of a lake that is there: what this script starts")
     parser.add_argument("--home", help="of that lake")
     given = parser.parse_args()
     if given.turn:
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(turn(Settings.from_environment({"SAGASCOPE_HOME": given.home}), given.turn, Path(folder))))
+            settings = Settings(home=given.home, sql_memory=given.memory)
+            print(json.dumps(turn(settings, given.turn, Path(folder))))
         return
     with lakes.lake("export") as settings:
         quality.fill(settings, given.events)
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
         for _ in range(given.repeat):
             for name, of in taken.items():
-                command = [sys.executable, __file__, "--turn", name, "--home", settings.home]
+                command = [sys.executable, __file__, "--turn", name, "--home", settings.home, "--memory", given.memory]
                 of.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
         bare = means.median(one["judging"] for one in taken["baseline"])
         for name, of in taken.items():

@@ -12,7 +12,7 @@ import pytest
 
 from tests.warehouse.planted import DAY, NOON, append, events_of, fill, paths
 from warehouse import history
-from warehouse.guarded_queries import DamagedFileError, QueryTooLargeError
+from warehouse.guarded_queries import DamagedFileError, MovedError, QueryTooLargeError
 from warehouse.history import ReadOnlyError
 from warehouse.tables import EVENTS, STEP_STATS
 
@@ -212,6 +212,18 @@ def test_a_damaged_statistic_is_of_an_hour(lake: Settings) -> None:
     damage(paths(lake, STEP_STATS)[0], "cut")
     with pytest.raises(DamagedFileError, match=f"^step_stats of {DAY} can't"), history.open(lake) as tables:
         tables.sql("FROM step_stats").fetchall()
+
+
+def test_a_lake_that_was_moved_is_named_with_its_cure(lake: Settings) -> None:
+    """Iceberg keeps whole paths: the files of a copied catalog are those of the original, which are out of reach."""
+    fill(lake)
+    other = msgspec.structs.replace(lake, home=f"{lake.home}-moved")
+    other.catalog_file.parent.mkdir(parents=True)
+    for file in lake.catalog_file.parent.glob("catalog.db*"):
+        (other.catalog_file.parent / file.name).write_bytes(file.read_bytes())
+    said = f"^the tables' files are elsewhere .*, not below {other.warehouse_folder}: .*; move it back"
+    with pytest.raises(MovedError, match=said), history.open(other) as tables:
+        tables.sql("FROM events").fetchall()
 
 
 def test_the_words_of_a_mistake_are_left_alone(lake: Settings) -> None:
