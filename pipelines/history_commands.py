@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.moments import parse_moment
+from pipelines.asking import open_history
+from pipelines.moments import parse_moment, parse_since
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.settings import Settings
 
@@ -22,7 +23,7 @@ console = make_console()
 
 Since = Annotated[
     datetime | None,
-    typer.Option(parser=parse_moment, metavar="MOMENT", help="Only from here: 2026-11-23T10:00, or 7d ago."),
+    typer.Option(parser=parse_since, metavar="MOMENT", help="Only from here: 2026-11-23T10:00, or 7d ago."),
 ]
 Until = Annotated[datetime | None, typer.Option(parser=parse_moment, metavar="MOMENT", help="Only before this moment.")]
 Saga = Annotated[str, typer.Option(metavar="PATTERN", help="Only kinds of saga of such a name: 'order*'.")]
@@ -82,7 +83,7 @@ def report(
 
     Example: sagascope report most_failing_steps --since 7d --saga 'order*' --attribute tenant=acme
     """
-    from warehouse import history, reports  # noqa: PLC0415 - so that --help is there at once
+    from warehouse import reports  # noqa: PLC0415 - so that --help is there at once
 
     if name is None:
         listed = [reports.load(one) for one in reports.NAMES]
@@ -97,7 +98,7 @@ def report(
         raise typer.BadParameter(msg, param_hint="--format")
     since = since or (until or datetime.now(UTC)) - asked.span
     query, parameters = reports.ask(name, saga, _entries(attribute))
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         _write(tables.sql(query, parameters), output)
 
 
@@ -114,10 +115,10 @@ def list_sagas(
     output: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
 ) -> None:
     """Runs that ended since then, and open ones of which something was heard since then."""
-    from warehouse import history, reports  # noqa: PLC0415
+    from warehouse import reports  # noqa: PLC0415
 
     query, parameters = reports.ask_runs(_outcomes(status), order.value, limit, saga, _entries(attribute))
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         answer = tables.sql(query, parameters)
         print_rows(answer.columns, answer.fetchall(), output)
 
@@ -133,10 +134,10 @@ def count(
     output: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
 ) -> None:
     """How many runs there are of each kind and status."""
-    from warehouse import history, reports  # noqa: PLC0415
+    from warehouse import reports  # noqa: PLC0415
 
     query, parameters = reports.count_runs(_outcomes(status), saga, _entries(attribute))
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         answer = tables.sql(query, parameters)
         print_rows(answer.columns, answer.fetchall(), output)
 
@@ -152,9 +153,9 @@ def show(
     Exit code 1 where no event has that id.
     """
     from pipelines import timeline  # noqa: PLC0415
-    from warehouse import history, reports  # noqa: PLC0415
+    from warehouse import reports  # noqa: PLC0415
 
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         runs = [run_id for run_id, *_ in tables.sql(reports.RUNS_OF_ID, {"id": identity}).fetchall()]
         if not runs:
             console.print(f"no event of a saga or a run {identity!r} in the history asked for", markup=False)

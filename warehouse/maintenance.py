@@ -23,7 +23,6 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 
 from warehouse.errors import WarehouseError
 from warehouse.history import duckdb_types, read_files
-from warehouse.partitions import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,7 +127,7 @@ def plan_compaction(settings: Settings, table: Table, stored: StoredTable, now: 
         file = task.file
         ours = not task.delete_files and file.spec_id == stored.spec().spec_id
         if ours and file.file_size_in_bytes < FULL_ENOUGH * target:
-            small.setdefault(start_of(table, file.partition[0]), []).append(file)
+            small.setdefault(table.partition_start(file.partition[0]), []).append(file)
     groups = []
     for start in sorted(small):
         settled = start + WIDTHS[table.granularity] + SETTLED <= now

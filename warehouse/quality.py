@@ -24,6 +24,7 @@ import msgspec
 from sagascope.events import SAGA_ENDS
 from warehouse import stored_runs, windows
 from warehouse.catalog import open_catalog
+from warehouse.guarded_queries import DamagedFileError
 from warehouse.imports import SAGAZ_OUTBOX
 from warehouse.partitions import PartitionedFiles, partitioned_files
 from warehouse.rules import EQUALS_EVENTS, FILES_READABLE, LONGEST, ROWS, RUNS_EQUAL_EVENTS, Rule, Severity, rules
@@ -262,10 +263,8 @@ def _compared(compare: Callable[[], Compared]) -> Compared:
     """What differs; where the events can't be read, that."""
     try:
         return compare()
-    except duckdb.OutOfMemoryException:
-        raise
-    except duckdb.Error as error:
-        return 1, (FailingRow({}, f"can't be compared: {str(error).partition(chr(10))[0]}"),)
+    except DamagedFileError as error:
+        return 1, (FailingRow({}, f"can't be compared: {error}"),)
 
 
 def _compare_windows(settings: Settings, table: Table, day: date) -> Compared:

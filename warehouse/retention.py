@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from pyiceberg.expressions.parser import parse
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
-from warehouse.partitions import start_of
 from warehouse.replace import only_writer, replace_rows
 from warehouse.tables import COMPUTED, EVENTS, REJECTED_EVENTS
 
@@ -66,7 +65,7 @@ def find(settings: Settings, catalog: Catalog, table: Table, now: datetime) -> O
         .scan(f"{table.time_column} < '{before.isoformat()}'")
         .plan_files()
     ]
-    old = [file for file in files if start_of(table, file.partition[0]) < before]
+    old = [file for file in files if table.partition_start(file.partition[0]) < before]
     return Old(before, sum(file.record_count for file in old), len(old), sum(file.file_size_in_bytes for file in old))
 
 

@@ -78,6 +78,11 @@ def step_query(events: str = "events") -> str:
     return _text("step_runs", events=events)
 
 
+def single_events_query(events: str = "events") -> str:
+    """SQL for the events, each id once."""
+    return _text("single_events", events=events)
+
+
 def create_views(
     connection: duckdb.DuckDBPyConnection,
     events: str,

@@ -19,7 +19,22 @@ Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Days = Annotated[int, Meta(ge=1, le=36_500)]
 KeptDays = Annotated[int, Meta(ge=0, le=36_500)]
+Bytes = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,5} ?[KMGT]iB$")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+
+
+def byte_count(size: str) -> int:
+    """The bytes of a size like `4GiB`, `11.7 GiB` or `512MiB`.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(bytes|[KMGT]iB)", size)
+    if match is None:
+        msg = f"{size!r} is no size; write it like 512MiB or 4GiB"
+        raise ValueError(msg)
+    power = 0 if match[2] == "bytes" else 1 + "KMGT".index(match[2][0])
+    return int(float(match[1]) * 1024**power)
 
 
 class InvalidSettingError(ValueError):
@@ -65,6 +80,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The same of each statistic. They may be kept for longer than the events that they were computed from."""
     longest_run_days: Days = 7
     """So many days before those asked for are read, too, for the beginnings of runs that ended within them."""
+    sql_memory: Bytes = "4GiB"
+    """What one query over the history may keep in memory, in KiB, MiB, GiB or TiB; never more than half of the machine's."""
+    sql_disk: Bytes = "16GiB"
+    """And, beyond it, on the disk while it runs; never more than half of what is free there."""
     redis_url: str = ""
     """The demo's sagas are told to this Redis, too; empty: to one at redis://127.0.0.1:6379/0, if it answers."""
     elasticsearch_url: str = ""

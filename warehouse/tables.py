@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from typing import Any, Literal
 
 from pyiceberg.partitioning import PartitionField, PartitionSpec
@@ -80,6 +81,15 @@ class Table:
         transform: Transform[Any, Any] = DayTransform() if self.granularity == "day" else HourTransform()
         field = PartitionField(source, 1000, transform, f"{self.time_column}_{self.granularity}")
         return PartitionSpec(field)
+
+    def partition_start(self, value: object) -> datetime:
+        """The moment that a partition begins, by its value: a date, or the days or hours since the epoch."""
+        if isinstance(value, date):
+            return datetime.combine(value, time(), UTC)
+        if not isinstance(value, int):
+            msg = f"{self.name}: got a partition {value!r}; allowed: a number of {self.granularity}s since 1970"
+            raise TypeError(msg)
+        return datetime.fromtimestamp(value * (86_400 if self.granularity == "day" else 3_600), UTC)
 
 
 _STRING, _BYTES, _LONG, _INT, _DOUBLE, _BOOL, _TIME = (

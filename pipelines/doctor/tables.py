@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.exceptions import NoSuchTableError, ValidationError
 
 from pipelines.doctor.findings import Finding, counted, fault, ok, size, warning
 from warehouse.catalog import CATALOG_NAME
@@ -86,7 +86,7 @@ def _table(opened: Catalog, table: Table, settings: Settings) -> list[Finding]:
         stored = opened.load_table(table.identifier)
     except NoSuchTableError:
         return [warning(area, f"{table.name} is not there", "the next `sagascope analyze` makes it, empty")]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ValidationError) as error:
         cure = f"bring its metadata files back from a copy, or start afresh: {afresh(settings)}"
         return [fault(area, f"{table.name} is in the catalog, but can't be read: {error}", cure)]
     findings = []

@@ -309,7 +309,7 @@ def test_damaged_events_leave_the_statistics_undecided(lake: Settings) -> None:
 def test_the_days_that_have_rows(lake: Settings) -> None:
     """Each day with a partition in one of the tables is named once, in order."""
     assert quality.days_with_rows(lake) == []
-    append(lake, EVENTS, events_of(0, NOON + timedelta(days=2)))
     fill(lake)
+    append(lake, EVENTS, events_of(7, NOON + timedelta(days=2)))
     assert quality.days_with_rows(lake) == [DAY, DAY + timedelta(days=2)]
     assert quality.days_with_rows(lake, [SAGA_STATS]) == [DAY]
