@@ -38,9 +38,10 @@ def closed_bounds(
     since: datetime,
     until: datetime | None,
     *,
+    clip: bool = False,
     now: datetime,
 ) -> dict[Table, datetime]:
-    """Up to where each table can be computed again: `until`, or where there is none, as far as it is closed.
+    """Up to where each table can be computed again: `until`, or where there is none, or to `clip` it, as far as it is closed.
 
     Windows are closed up to the stream's watermark. Where no stream has ever written, because all events were imported,
     they are closed up to the last whole hour.
@@ -64,8 +65,8 @@ def closed_bounds(
     progress = read_progress(settings, catalog)
     streamed = _has_streamed(settings, progress)
     watermark = progress.watermark if streamed else now - (now - EPOCH) % HOUR
-    if watermark is None or (until or since) > watermark:
-        hour = max(since, (until or since + HOUR) - HOUR)
+    if watermark is None or (since >= watermark if clip else (until or since) > watermark):
+        hour = since if clip else max(since, (until or since + HOUR) - HOUR)
         behind = f"windows are closed up to {watermark.isoformat()} only" if watermark else "no window is closed yet"
         msg = f"the hour from {hour.isoformat()} on is not behind the stream's watermark: {behind}. Try again when it is over"
         raise CanNotRecomputeError(msg)
@@ -74,6 +75,8 @@ def closed_bounds(
         table: (progress.closed_up_to(settings, table) if streamed else watermark) or since for table in STATISTICS
     }
     closed[SAGA_RUNS] = min(closed.values())
+    if clip and until:
+        return {table: min(until, closed[table]) for table in tables}
     return {table: until or closed[table] for table in tables}
 
 

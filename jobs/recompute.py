@@ -1,11 +1,11 @@
 """The batch job: what is computed from `events`, computed again for some hours: the statistics by the stream's own SQL.
 
-    python -m jobs.recompute --from 2026-11-21T00:00Z [--to 2026-11-23T12:00Z] [--tables step_stats,saga_runs]
+    python -m jobs.recompute --from 2026-11-21T00:00Z [--to 2026-11-23T12:00Z [--clip]] [--tables step_stats,saga_runs]
 
-Whole hours, UTC, of [from, to); without `--to` as far as each table is closed, in the hour that is still open, too. Day by
-day, the rows of each table are put in place of those hours by one commit; `events` is read, never written, and the stream
-goes on. A day that fails does not keep the others from being done. After a job was killed it is refused until the next
-one runs, which commits what that one had begun.
+Whole hours, UTC, of [from, to); without `--to` as far as each table is closed, in the hour that is still open, too, and
+with `--clip` no farther than `--to`. Day by day, the rows of each table are put in place of those hours by one commit;
+`events` is read, never written, and the stream goes on. A day that fails does not keep the others from being done. After a
+job was killed it is refused until the next one runs, which commits what that one had begun.
 
 Settings come from the environment (`SAGASCOPE_…`). A line of JSON for each table of each day, `stored`, or for a day that
 `failed`; the last one says how all of it ended. Exit code 1 where it was refused, or a day failed.
@@ -60,6 +60,7 @@ def recompute(
     since: datetime,
     until: datetime | None = None,
     *,
+    clip: bool = False,
     tables: Sequence[Table] = COMPUTED,
     now: datetime | None = None,
     say: Say = lambda *_, **__: None,
@@ -70,6 +71,7 @@ def recompute(
         settings: Where the tables are, and how wide a window is.
         since: A whole hour, aware.
         until: A whole hour, aware; None: as far as each table is closed.
+        clip: Where `until` is not closed yet, do what is, and do not refuse.
         tables: Of `COMPUTED`.
         now: By which hours are over where no stream says so; None: by the clock.
         say: Called with `stored` for each table of each day, once its rows are there, and with `failed` for each day that
@@ -84,7 +86,7 @@ def recompute(
         DaysFailedError: at the end, where a day failed.
     """
     with _alone(settings, say), closing(open_catalog(settings)) as catalog:
-        closed = closed_bounds(settings, catalog, tables, since, until, now=now or datetime.now(UTC))
+        closed = closed_bounds(settings, catalog, tables, since, until, clip=clip, now=now or datetime.now(UTC))
         await_commits(settings)
         put: Counter[str] = Counter()
         failed = []
@@ -217,6 +219,9 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="since", type=_moment, required=True, metavar="HOUR")
     parser.add_argument("--to", dest="until", type=_moment, metavar="HOUR")
+    parser.add_argument(
+        "--clip", action="store_true", help="of hours up to --to that are not closed yet do what is closed"
+    )
     parser.add_argument("--tables", type=_tables, default=COMPUTED, metavar="NAMES")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its temporary files go
@@ -231,7 +236,7 @@ def _run(given: argparse.Namespace, say: Say) -> int:
     try:
         settings = Settings.from_environment(os.environ)
         prepare_jvm(settings, log="recompute-jvm")  # recompute.log is what a caller makes of the output
-        rows = recompute(settings, given.since, given.until, tables=given.tables, say=say)
+        rows = recompute(settings, given.since, given.until, clip=given.clip, tables=given.tables, say=say)
     except (CanNotRecomputeError, InvalidSettingError, CatalogError, OSError) as error:
         say("refused", reason=str(error))
         return 1
