@@ -6,17 +6,22 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from pyiceberg.conversions import from_bytes
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.types import TimestamptzType
+from pyiceberg.utils.datetime import micros_to_timestamptz
+
 from jobs.resume import completed_checkpoints
-from warehouse import history
 from warehouse.claims import jvm_pid
-from warehouse.progress import Progress, read_progress
+from warehouse.progress import read_closed
 from warehouse.retention import kept_since
-from warehouse.tables import EVENTS, SAGA_RUNS, STATISTICS
+from warehouse.tables import EVENTS, REJECTED_EVENTS, SAGA_RUNS, STATISTICS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pyiceberg.catalog import Catalog
+    from pyiceberg.manifest import DataFile
 
     from warehouse.settings import Settings
     from warehouse.tables import Table
@@ -62,15 +67,14 @@ def closed_bounds(
             "what was computed from them can't be computed again and stays as it is: recompute from there on"
         )
         raise CanNotRecomputeError(msg)
-    progress = read_progress(settings, catalog)
-    streamed = _has_streamed(settings, progress)
+    progress, streamed = read_closed(settings, catalog), _has_streamed(settings, catalog)
     watermark = progress.watermark if streamed else now - (now - EPOCH) % HOUR
     if watermark is None or (since >= watermark if clip else (until or since) > watermark):
         hour = since if clip else max(since, (until or since + HOUR) - HOUR)
         behind = f"windows are closed up to {watermark.isoformat()} only" if watermark else "no window is closed yet"
         msg = f"the hour from {hour.isoformat()} on is not behind the stream's watermark: {behind}. Try again when it is over"
         raise CanNotRecomputeError(msg)
-    _refuse_before_first(settings, catalog, until or watermark)
+    _refuse_before_first(catalog, until or watermark)
     closed = {
         table: (progress.closed_up_to(settings, table) if streamed else watermark) or since for table in STATISTICS
     }
@@ -80,25 +84,30 @@ def closed_bounds(
     return {table: until or closed[table] for table in tables}
 
 
-def _has_streamed(settings: Settings, progress: Progress) -> bool:
+def _has_streamed(settings: Settings, catalog: Catalog) -> bool:
     """Whether a stream has written, or may be about to: then windows of its events are its own to close."""
     return bool(
-        progress.events
-        or progress.rejected
-        or jvm_pid(settings) is not None
+        jvm_pid(settings) is not None
         or next(iter(completed_checkpoints(settings.checkpoints)), None)
+        # By the bounds of files, so that none is opened: where they hold other topics too, it may seem so.
+        or any(_files(catalog, table, f"source_topic == '{settings.topic}'") for table in (EVENTS, REJECTED_EVENTS))
     )
 
 
-def _refuse_before_first(settings: Settings, catalog: Catalog, until: datetime) -> None:
-    with history.open(settings, until=until, catalog=catalog) as tables:
-        if tables.sql("FROM events LIMIT 1").fetchall():
-            return
-    with history.open(settings, catalog=catalog) as tables:
-        [(first,)] = tables.sql('SELECT min("timestamp") FROM events').fetchall()
-    there_is = f"the first is of {first.isoformat()}" if first else "events is empty"
+def _refuse_before_first(catalog: Catalog, until: datetime) -> None:
+    if _files(catalog, EVENTS, f"{EVENTS.time_column} < '{until.isoformat()}'"):
+        return
+    column = catalog.load_table(EVENTS.identifier).schema().find_field(EVENTS.time_column).field_id
+    bounds = [file.lower_bounds[column] for file in _files(catalog, EVENTS)]
+    first = min((int(from_bytes(TimestamptzType(), bound)) for bound in bounds), default=None)
+    there_is = f"the first is of {micros_to_timestamptz(first).isoformat()}" if first is not None else "events is empty"
     msg = f"there is no event before {until.isoformat()}, so nothing to compute: {there_is}"
     raise CanNotRecomputeError(msg)
+
+
+def _files(catalog: Catalog, table: Table, where: str = "") -> list[DataFile]:
+    """The files that may hold such rows; none is opened."""
+    return [task.file for task in catalog.load_table(table.identifier).scan(where or AlwaysTrue()).plan_files()]
 
 
 def await_commits(settings: Settings) -> None:

@@ -34,6 +34,7 @@ from jobs.reporting import reporting
 from jobs.statistics_batch import computed, nothing
 from warehouse import history, quality, stored_runs
 from warehouse.catalog import CatalogError, open_catalog
+from warehouse.guarded_queries import DamagedFileError
 from warehouse.replace import replace_rows
 from warehouse.settings import InvalidSettingError, Settings
 from warehouse.tables import COMPUTED, EVENTS, SAGA_RUNS, STATISTICS
@@ -173,6 +174,8 @@ def _windows(since: datetime, closed: datetime) -> BooleanExpression:
 
 def _reason(settings: Settings, error: Exception, day: datetime) -> str:
     """Why a day failed, and whether a file of it, or of the days before whose runs end on it, can't be read."""
+    if isinstance(error, DamagedFileError):
+        return f"{error}; bring these files back, then do this day again"
     said = root_cause(str(error))
     damaged = quality.unreadable(settings, EVENTS, day - timedelta(days=settings.longest_run_days), day + DAY)
     files = "; ".join(f"{path} can't be read ({why})" for path, why in damaged.items())

@@ -66,15 +66,25 @@ NOTHING = Progress({}, {}, {})
 def read_progress(settings: Settings, catalog: Catalog | None = None) -> Progress:
     """The progress of the tables on the settings' topic."""
     with history.open(settings, catalog=catalog) as tables:
-        closed = {
-            table.name: tables.sql(f"SELECT max(window_end) FROM stored_{table.name}").fetchall()[0][0]  # noqa: S608
-            for table in STATISTICS
-        }
         return Progress(
             events=_last_offsets(tables, EVENTS, settings.topic),
             rejected=_last_offsets(tables, REJECTED_EVENTS, settings.topic),
-            closed={name: end for name, end in closed.items() if end},
+            closed=_closed(tables),
         )
+
+
+def read_closed(settings: Settings, catalog: Catalog | None = None) -> Progress:
+    """Which windows are closed, and no offsets: no file of `events` is opened, so that a damaged one does not matter."""
+    with history.open(settings, catalog=catalog) as tables:
+        return Progress(events={}, rejected={}, closed=_closed(tables))
+
+
+def _closed(tables: history.History) -> dict[str, datetime]:
+    ends = {
+        table.name: tables.sql(f"SELECT max(window_end) FROM stored_{table.name}").fetchall()[0][0]  # noqa: S608 - ours
+        for table in STATISTICS
+    }
+    return {name: end for name, end in ends.items() if end}
 
 
 def _last_offsets(tables: history.History, table: Table, topic: str) -> dict[int, int]:
