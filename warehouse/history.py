@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -43,26 +42,12 @@ TIME = TimestamptzType()  # one for all: PyIceberg takes its time to make one
 
 READING = {duckdb.StatementType.SELECT}  # EXPLAIN would run what it explains, if asked to ANALYZE
 
+LISTS_NAMES = re.compile(r"show|information_schema|duckdb_|pg_catalog", re.IGNORECASE)
+"""Is found in each query that asks which views and macros there are."""
 MAY_NAME_RUNS = re.compile(
-    rf"run|as_of|known_definitions|{'|'.join(reports.NAMES)}|show|information_schema|duckdb_|pg_catalog", re.IGNORECASE
+    rf"run|as_of|known_definitions|asked_|{'|'.join(reports.NAMES)}|{LISTS_NAMES.pattern}", re.IGNORECASE
 )
-"""Is found in each query that needs the views of runs, and in some that don't."""
-
-REPORTS = Path(__file__).parent / "sql"
-
-
-def report(name: str) -> str:
-    """The SQL of a named report, one of `warehouse/sql/*.sql`: for `History.sql`, or to be read.
-
-    Raises:
-        LookupError: no report has that name; names those there are.
-    """
-    try:
-        return (REPORTS / f"{name}.sql").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        msg = f"no report {name!r}; there are {', '.join(sorted(file.stem for file in REPORTS.glob('*.sql')))}"
-        raise LookupError(msg) from None
-
+"""Is found in each query that needs the views of runs or a report, and in some that don't."""
 
 class ReadOnlyError(ValueError):
     """A statement that would change something; names it, and what is allowed."""
@@ -84,10 +69,10 @@ class History:
     """
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, create_views_of_runs: Callable[[], None] | None = None
+        self, connection: duckdb.DuckDBPyConnection, create_what_is_named: Callable[[str], None] | None = None
     ) -> None:
         self._connection = connection
-        self._create_views_of_runs = create_views_of_runs
+        self._create_what_is_named = create_what_is_named
 
     def sql(self, query: str, parameters: object = None) -> duckdb.DuckDBPyRelation:
         """The answer of one SELECT (also WITH, DESCRIBE, SUMMARIZE).
@@ -102,10 +87,9 @@ class History:
             named = ", ".join(kind.name for kind in kinds) or "nothing"
             msg = f"the history is read-only: got {named}; allowed: one SELECT, WITH, DESCRIBE or SUMMARIZE"
             raise ReadOnlyError(msg)
-        if self._create_views_of_runs and MAY_NAME_RUNS.search(query):
+        if self._create_what_is_named and MAY_NAME_RUNS.search(query):
             # Only now: to make a view opens files, of days before `since` too.
-            self._create_views_of_runs()
-            self._create_views_of_runs = None
+            self._create_what_is_named(query)
         return self._connection.sql(query, params=parameters)
 
 
@@ -138,11 +122,11 @@ def open(  # noqa: A001 - read as history.open
     connection = duckdb.connect(":memory:")
     try:
         connection.execute("SET TimeZone = 'UTC'")
-        create_views_of_runs = _create_views(connection, catalog, settings, since, until)
+        create_what_is_named = _create_views(connection, catalog, settings, since, until)
         connection.execute("SET allowed_directories = [?]", [str(settings.warehouse_folder)])
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        yield History(connection, create_views_of_runs)
+        yield History(connection, create_what_is_named)
     finally:
         connection.close()
 
@@ -153,8 +137,8 @@ def _create_views(
     settings: Settings,
     since: datetime | None,
     until: datetime | None,
-) -> Callable[[], None]:
-    """Create the tables' views; returns what creates those of runs."""
+) -> Callable[[str], None]:
+    """Create the tables' views; returns what creates those of runs, and the reports that a query names."""
     seconds = {table: statistics.window_seconds(settings, table) for table in STATISTICS}
     tail_ends = {table: until and _next_window(until, seconds[table]) for table in STATISTICS}
     plan = partial(_plan, connection, catalog, since=since)
@@ -179,13 +163,20 @@ def _create_views(
             rows += f' UNION ALL BY NAME SELECT *, TRUE AS "open" FROM ({computed})'  # noqa: S608 - ours
         connection.execute(f'CREATE VIEW "{table.name}" AS {rows}')
 
-    def create_views_of_runs() -> None:
-        connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
-        connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
-        saga_runs.create_views(connection, "run_events", "known_definitions", since, until)
-        reports.create_macros(connection)
+    created: set[str] = set()
 
-    return create_views_of_runs
+    def create_what_is_named(query: str) -> None:
+        if not created:
+            connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
+            connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
+            saga_runs.create_views(connection, "run_events", "known_definitions", since, until)
+            created.add("saga_runs")
+        names = {*reports.SOURCES, *reports.NAMES} if LISTS_NAMES.search(query) else reports.named(query)
+        if new := names - created:
+            reports.create_macros(connection, settings, since, new)
+            created.update(new)
+
+    return create_what_is_named
 
 
 @dataclass(frozen=True)

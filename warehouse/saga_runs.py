@@ -66,15 +66,15 @@ def create_views(
     connection.execute(f"CREATE OR REPLACE MACRO as_of() AS {now}")
     connection.execute(f"CREATE OR REPLACE VIEW runs AS {query(events, definitions)}")
     connection.execute(
-        f"CREATE OR REPLACE VIEW saga_runs AS {_text('saga_runs', span=_span('ended_at', since, until))}"
+        f"CREATE OR REPLACE VIEW saga_runs AS {_text('saga_runs', span=within('ended_at', since, until))}"
     )
     connection.execute(
-        f"CREATE OR REPLACE VIEW open_runs AS {_text('open_runs', span=_span('last_event_at', since, until))}"
+        f"CREATE OR REPLACE VIEW open_runs AS {_text('open_runs', span=within('last_event_at', since, until))}"
     )
     connection.execute(
         f"CREATE OR REPLACE MACRO abandoned_runs(age := INTERVAL 1 DAY) AS TABLE {_text('abandoned_runs')}"
     )
-    steps = f"SELECT * FROM ({step_query(events)}) WHERE {_span('coalesce(ended_at, started_at)', since, until)}"  # noqa: S608 - ours
+    steps = f"SELECT * FROM ({step_query(events)}) WHERE {within('coalesce(ended_at, started_at)', since, until)}"  # noqa: S608 - ours
     connection.execute(f"CREATE OR REPLACE VIEW step_runs AS {steps}")
 
 
@@ -85,8 +85,8 @@ def _text(name: str, **names: str) -> str:
     return Template(text).substitute(names)
 
 
-def _span(column: str, since: datetime | None, until: datetime | None) -> str:
-    """SQL that is true of moments in [since, until)."""
+def within(column: str, since: datetime | None, until: datetime | None) -> str:
+    """SQL that is true where the column is a moment in [since, until)."""
     bounds = [
         f"{column} {sign} TIMESTAMPTZ '{moment.isoformat()}'"
         for sign, moment in ((">=", since), ("<", until))
