@@ -76,7 +76,7 @@ _HEADER = re.compile(
 
 
 class Chart(NamedTuple):
-    """How a report is drawn: `bar`, `stack`, `ranking` (bars from top to bottom), `line`, `scatter` or `heatmap`.
+    """How a report is drawn: `bar`, `ranking` (bars that lie), `line`, `scatter` or `heatmap`.
 
     Of several columns, those of the axis with names are one name together; those of the other have a colour each.
     """

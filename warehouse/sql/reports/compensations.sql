@@ -1,7 +1,7 @@
 -- How the undoing of each step goes: how often it began, succeeded, failed or has not ended, and how long it takes.
 -- Left standing is in how many failed sagas the step's effect remained, for whatever reason: see `residual_effects`.
 -- Span: 7 days
--- Chart: stack x=saga_name,step_name y=completed,failed,unfinished
+-- Chart: ranking x=completed,failed,unfinished y=saga_name,step_name
 WITH undoing AS (
     SELECT saga_name, step_name, count(DISTINCT (run_id, attempt)) AS begun,
         count(*) FILTER (event_type = 'compensation_completed') AS completed,

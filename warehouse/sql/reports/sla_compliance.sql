@@ -3,7 +3,7 @@
 -- within is at least the percentile. What failed counts, too. NULL where nothing ended. Targets: see `--targets`.
 -- Span: 30 days
 -- Takes: targets
--- Chart: bar x=saga_name,step_name y=within color=is_met
+-- Chart: ranking x=within y=saga_name,step_name color=is_met
 WITH wanted AS (
     SELECT unnest(targets::STRUCT(
         saga VARCHAR, step VARCHAR, percentile DOUBLE, max_ms DOUBLE, max_failure_rate DOUBLE
