@@ -10,7 +10,6 @@ taken in turns with it. Reports in `FROM_STATISTICS` are told from the statistic
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,8 +22,6 @@ import duckdb
 import msgspec
 import pyarrow as pa
 from pyiceberg.io.pyarrow import schema_to_pyarrow
-
-sys.path[0] = str(Path(__file__).parents[1])
 
 from bench import synthesise
 from pipelines.workload import SAGAS
@@ -72,7 +69,9 @@ def fill(settings: Settings, events: int) -> None:
     end = begin + timedelta(days=DAYS) - timedelta(minutes=5)
     with history.open(settings) as tables:
         for table in STATISTICS:
-            of_tail = f"SELECT * FROM ({statistics.query(settings, table)}) WHERE window_end <= $end ORDER BY window_start"
+            of_tail = (
+                f"SELECT * FROM ({statistics.query(settings, table)}) WHERE window_end <= $end ORDER BY window_start"
+            )
             _append(settings, table, tables.sql(of_tail, {"end": end}).to_arrow_table())
 
 
@@ -94,7 +93,10 @@ def _definitions() -> list[dict[str, Any]]:
             saga_name=model.name,
             steps=tuple(
                 StepDefinition(
-                    step_name=step.name, compensable=step.compensation is not None, pivot=step.pivot, depends_on=step.after
+                    step_name=step.name,
+                    compensable=step.compensation is not None,
+                    pivot=step.pivot,
+                    depends_on=step.after,
                 )
                 for step in model.steps
             ),
@@ -176,8 +178,11 @@ def main() -> None:
                 baseline.append(time.perf_counter() - began)
                 took, rows = seconds(settings, name, attributes)
                 ours.append(took)
-            print(f"{name}: {median(ours):.3f} s, {rows} rows; {median(ours) / median(baseline):.2f} of the baseline's "
-                  f"{median(baseline):.3f} s", flush=True)
+            print(
+                f"{name}: {median(ours):.3f} s, {rows} rows; {median(ours) / median(baseline):.2f} of the baseline's "
+                f"{median(baseline):.3f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

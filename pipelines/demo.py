@@ -211,7 +211,7 @@ class Demo:
             "\n[bold]DuckDB over the Iceberg history[/]: the slowest and the flakiest step, and the next"
         )
         query = "FROM step_statistics(span := NULL) WHERE phase = 'step' LIMIT 8"
-        self.console.print(f"sagascope sql \"{query}\"", style="dim", highlight=False, markup=False)
+        self.console.print(f'sagascope sql "{query}"', style="dim", highlight=False, markup=False)
         with history.open(self.settings, catalog=self.catalog) as tables:
             answer = tables.sql(query)
             self.console.print(rows_as_table(answer.columns, answer.fetchall()))

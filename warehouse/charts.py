@@ -94,7 +94,7 @@ def _bars(chart: Chart, rows: Sequence[Row]) -> tuple[list[Figure], Figure, str]
         }
         for key, its in series.items()
     ]
-    layout = {
+    layout: Figure = {
         "barmode": "stack" if lying else "group",
         "bargap": 0.3,
         f"{value_axis}axis": _measured(measures, [value for its in series.values() for value in its.values()]),
@@ -160,7 +160,7 @@ def _heatmap(chart: Chart, rows: Sequence[Row]) -> tuple[list[Figure], Figure, s
         "xgap": 1,
         "ygap": 1,
     }
-    axes = {
+    axes: Figure = {
         "xaxis": {"title": {"text": _words(x)}, "dtick": 1, "showgrid": False},
         "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False},
         "height": 160 + 22 * max(len(kept), 4),
@@ -180,7 +180,10 @@ def _series(chart: Chart, row: Row, measure: str) -> str:
 def _measured(measures: Iterable[str], values: list[float]) -> Figure:
     """An axis of numbers."""
     names = list(measures)
-    axis: Figure = {"title": {"text": _words(names[0]) if len(names) == 1 else "", "standoff": 12}, "rangemode": "tozero"}
+    axis: Figure = {
+        "title": {"text": _words(names[0]) if len(names) == 1 else "", "standoff": 12},
+        "rangemode": "tozero",
+    }
     if all(name.endswith(SHARES) for name in names):
         axis["tickformat"] = ".0%" if max(values, default=1.0) > 0.05 else ".1%"
     elif all(name.endswith("_ms") for name in names):

@@ -49,6 +49,7 @@ MAY_NAME_RUNS = re.compile(
 )
 """Is found in each query that needs the views of runs or a report, and in some that don't."""
 
+
 class ReadOnlyError(ValueError):
     """A statement that would change something; names it, and what is allowed."""
 

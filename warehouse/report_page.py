@@ -73,25 +73,26 @@ def _is_number(value: object) -> bool:
 
 
 def _cell(tag: str, text: str, *, number: bool) -> str:
-    return f'<{tag}{" class=number" if number else ""}>{_text(text)}</{tag}>'
+    return f"<{tag}{' class=number' if number else ''}>{_text(text)}</{tag}>"
 
 
 def _shown(value: object) -> str:
     """A value as the table has it; NULL is empty."""
+    text = str(value)
     match value:
         case None:
-            return ""
+            text = ""
         case bool():
-            return "yes" if value else "no"
+            text = "yes" if value else "no"
         case datetime():
-            return f"{value:%Y-%m-%d %H:%M:%S}"
+            text = f"{value:%Y-%m-%d %H:%M:%S}"
         case int():
-            return f"{value:,}"
-        case float() | Decimal():
-            return f"{value:,.1f}" if abs(value) >= 100 else f"{value:,.4f}".rstrip("0").rstrip(".")
+            text = f"{value:,}"
+        case float():
+            text = f"{value:,.1f}" if abs(value) >= 100 else f"{value:,.4f}".rstrip("0").rstrip(".")
         case list():
-            return ", ".join(map(str, value))
-    return str(value)
+            text = ", ".join(map(str, value))
+    return text
 
 
 def _text(text: str) -> str:

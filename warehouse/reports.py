@@ -222,7 +222,9 @@ def ask(
         return f"FROM {report.name}({_ASKED}, moment := $moment::TIMESTAMPTZ)", parameters | {"moment": moment}
     if targets is not None:
         rows = json.dumps([msgspec.structs.asdict(target) for target in targets])
-        return f"FROM {report.name}({_ASKED}, targets := from_json($targets, '{_TARGETS}'))", parameters | {"targets": rows}
+        return f"FROM {report.name}({_ASKED}, targets := from_json($targets, '{_TARGETS}'))", parameters | {
+            "targets": rows
+        }
     return f"FROM {report.name}({_ASKED})", parameters
 
 

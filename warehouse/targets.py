@@ -1,12 +1,12 @@
 """Targets of sagas and steps, out of a YAML file: how long they may take, how many may fail.
 
-    - saga: order*             # a pattern of names, with * and ?
-      percentile: 95           # of all that ended; 99 where it is left out
-      max_duration: 30s
-      max_failure_rate: 0.02   # a share, from 0 to 1
-    - saga: order*
-      step: charge             # a pattern, too; without it the target is the saga's own
-      max_duration: 500ms
+- saga: order*             # a pattern of names, with * and ?
+  percentile: 95           # of all that ended; 99 where it is left out
+  max_duration: 30s
+  max_failure_rate: 0.02   # a share, from 0 to 1
+- saga: order*
+  step: charge             # a pattern, too; without it the target is the saga's own
+  max_duration: 500ms
 """
 
 from __future__ import annotations
