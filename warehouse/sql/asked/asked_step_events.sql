@@ -1,5 +1,5 @@
 -- The events of these types that a report is asked about, each id once. What is not asked for goes first.
-WITH given AS NOT MATERIALIZED (
+WITH given AS MATERIALIZED (
     SELECT event_id, event_type, saga_id, saga_name, run_id, "timestamp", step_name, attempt, duration_ms, error_type,
         source_partition, source_offset
     FROM events

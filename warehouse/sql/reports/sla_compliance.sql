@@ -25,19 +25,26 @@ WITH wanted AS (
     SELECT saga_name, step_name, event_type = 'step_failed', duration_ms
     FROM asked_step_events(saga, attribute, span, ['step_completed', 'step_failed'])
     SEMI JOIN (SELECT DISTINCT saga_name, step_name FROM aimed) USING (saga_name, step_name)
+), gathered AS (
+    SELECT saga_name, step_name, count(*) AS ended, count(*) FILTER (is_failure) AS failed,
+        list_sort(list(ms) FILTER (ms IS NOT NULL)) AS durations
+    FROM observed
+    GROUP BY saga_name, step_name
+), judged AS (
+    SELECT aimed.saga AS target, aimed.saga_name, aimed.step_name, coalesce(gathered.ended, 0) AS ended, percentile, max_ms,
+        durations[greatest(ceil(len(durations) * percentile / 100), 1)::BIGINT] AS at_percentile_ms,
+        len(list_filter(durations, lambda ms: ms <= max_ms)) AS in_time,
+        in_time / nullif(len(durations), 0) AS within,
+        max_failure_rate, failed, failed / gathered.ended AS failure_rate, len(durations) AS timed
+    FROM aimed
+    LEFT JOIN gathered ON gathered.saga_name = aimed.saga_name AND gathered.step_name = coalesce(aimed.step_name, '')
 )
-SELECT aimed.saga AS target, aimed.saga_name, aimed.step_name, count(is_failure) AS ended,
-    percentile, max_ms,
-    list_sort(list(ms) FILTER (ms IS NOT NULL))[greatest(ceil(count(ms) * percentile / 100), 1)::BIGINT] AS at_percentile_ms,
-    count(*) FILTER (ms <= max_ms) / nullif(count(ms) FILTER (max_ms IS NOT NULL), 0) AS within,
-    max_failure_rate,
-    count(*) FILTER (is_failure) / nullif(count(is_failure), 0) AS failure_rate,
+SELECT target, saga_name, step_name, ended, percentile, max_ms, at_percentile_ms,
+    CASE WHEN max_ms IS NOT NULL THEN within END AS within, max_failure_rate, failure_rate,
     CASE
-        WHEN count(is_failure) > 0 THEN
-            (max_ms IS NULL OR count(*) FILTER (ms <= max_ms) * 100 >= percentile * count(ms))
-            AND (max_failure_rate IS NULL OR count(*) FILTER (is_failure) <= max_failure_rate * count(is_failure))
+        WHEN ended > 0 THEN
+            (max_ms IS NULL OR coalesce(in_time * 100 >= percentile * timed, TRUE))
+            AND (max_failure_rate IS NULL OR failed <= max_failure_rate * ended)
     END AS is_met
-FROM aimed
-LEFT JOIN observed ON observed.saga_name = aimed.saga_name AND observed.step_name = coalesce(aimed.step_name, '')
-GROUP BY aimed.saga, aimed.saga_name, aimed.step_name, percentile, max_ms, max_failure_rate
-ORDER BY is_met NULLS LAST, target, aimed.saga_name, aimed.step_name NULLS FIRST, percentile, max_ms
+FROM judged
+ORDER BY is_met NULLS LAST, target, saga_name, step_name NULLS FIRST, percentile, max_ms
