@@ -1,8 +1,8 @@
 """The reports' speed over a week of 10 million events, each against a plain group-by of DuckDB over the same files.
 
 Fills a lake in a temporary folder: sagas of `bench/synthesise.py`, 100,000 events lived through once and told a hundred
-times, each time later and with ids of its own; the definitions; and the statistics of all closed windows, computed by
-`warehouse.statistics`. Prints of each report the median seconds (and CPU seconds of this process) of `--repeat` turns,
+times, each time later and with ids of its own; the definitions; the statistics of all closed windows, computed by
+`warehouse.statistics`; and the runs of all days that are over. Prints of each report the median seconds (and CPU seconds of this process) of `--repeat` turns,
 each in a history that was opened for it, from the question to the last row, and its ratio to the baseline: `count(*)` by
 saga, step and type over a bare list of the files of `events`, taken in turns with it. Opening is told apart. Reports that
 read the statistics alone have a limit of their own.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,7 @@ from bench import synthesise
 from pipelines.workload import SAGAS
 from sagascope.definitions import SagaDefinition, StepDefinition
 from sagascope.events import decode
-from warehouse import history, reports, statistics
+from warehouse import history, reports, statistics, stored_runs
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
 from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, Table
@@ -83,6 +83,11 @@ def fill(settings: Settings, events: int) -> None:
                 f"SELECT * FROM ({statistics.query(settings, table)}) WHERE window_end <= $end ORDER BY window_start"
             )
             _append(settings, table, tables.sql(of_tail, {"end": end}).to_arrow_table())
+    day = begin.replace(hour=0)
+    with closing(open_catalog(settings)) as catalog:
+        while day + timedelta(days=1) < end:
+            stored_runs.store(settings, catalog, day, day + timedelta(days=1))
+            day += timedelta(days=1)
 
 
 def _row(value: bytes, offset: int) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from datetime import timedelta
 import dagster as dg
 
 from dagster_project.partitions import DAYS
-from warehouse.tables import EVENTS, NAMESPACE, STATISTICS, TABLES, Table
+from warehouse.tables import COMPUTED, EVENTS, NAMESPACE, SAGA_DEFINITIONS, SAGA_RUNS, STATISTICS, TABLES, Table
 
-COMPUTED = STATISTICS
-"""What is computed from `events`, by the stream and by a backfill."""
+SOURCES = {table: [EVENTS.name] for table in STATISTICS} | {SAGA_RUNS: [EVENTS.name, SAGA_DEFINITIONS.name]}
+"""What a recompute reads for each table that it writes."""
 FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(minutes=5), fail_window=timedelta(hours=1))
 """Dagster measures it from the newest report, so it says how long no new rows were seen while Dagster ran."""
 
@@ -17,7 +17,7 @@ def asset_of(table: Table) -> dg.AssetSpec:
     """The table as an asset: its words, columns, days, and what it is derived from."""
     return dg.AssetSpec(
         table.name,
-        deps=[EVENTS.name] if table in COMPUTED else None,  # what a recompute reads
+        deps=SOURCES.get(table),
         description=table.doc,
         metadata={
             "dagster/column_schema": columns_of(table),

@@ -7,14 +7,16 @@ from datetime import UTC, date, datetime
 import dagster as dg
 from pydantic import Field
 
-from dagster_project.assets import COMPUTED, asset_of
+from dagster_project.assets import asset_of
 from dagster_project.day_reports import report_of
-from dagster_project.lake import LakeResource, NoTablesError
+from dagster_project.lake import LakeResource
 from dagster_project.observations import observe
 from dagster_project.partitions import DAYS
+from dagster_project.quality import days_of, judge, specs_of
 from dagster_project.started_jobs import Said, follow
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
+from warehouse.tables import COMPUTED, Table
 
 ONE_WRITER = "recompute"
 """The pool of what replaces rows: dagster.yaml lets one run in at a time."""
@@ -30,7 +32,9 @@ class Hours(dg.Config):
 @dg.multi_asset(
     name="recompute",
     specs=[asset_of(table) for table in COMPUTED],
-    description="Reads `events`, computes these tables' rows of the days again, and puts them in the place of those stored.",
+    check_specs=[spec for table in COMPUTED for spec in specs_of(table)],
+    description="Reads `events`, computes these tables' rows of the days again, puts them in the place of those stored, and "
+    "judges them. Where only checks are chosen, judges what is stored.",
     partitions_def=DAYS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     can_subset=True,
@@ -39,30 +43,35 @@ class Hours(dg.Config):
 )
 def recompute(
     context: dg.AssetExecutionContext, config: Hours, lake: LakeResource
-) -> Iterator[dg.MaterializeResult[None]]:
+) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
     """One process for all days and tables; each day of each table is reported as soon as its rows are stored."""
-    try:
-        settings = lake.settings()
-    except NoTablesError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    span = context.partition_time_window
+    settings = lake.settings_or_fail()
+    days = days_of(context.op_execution_context)
     tables = {table.name: table for table in COMPUTED if dg.AssetKey(table.name) in context.selected_asset_keys}
-    since = config.since or _hour(span.start)
-    arguments = ["--from", since, "--tables", ",".join(tables)]
-    until = config.until or ("" if span.end > datetime.now(UTC) else _hour(span.end))
-    if until:
-        arguments += ["--to", until]
-    for said in follow(context.op_execution_context, settings, "jobs.recompute", *arguments):
+    checks = context.selected_asset_check_keys
+    if not tables:
+        for day in days:
+            for table in COMPUTED:
+                yield from judge(settings, table, day, checks)
+        return
+    span = context.partition_time_window
+    # Of the day that the stream is in, what is closed.
+    hours = ["--from", config.since or _hour(span.start), "--to", config.until or _hour(span.end), "--clip"]
+    done: dict[str, set[str]] = {}
+    for said in follow(context.op_execution_context, settings, "jobs.recompute", *hours, "--tables", ",".join(tables)):
         if said["status"] == "stored":
-            context.log_event(_report(settings, said))
+            done.setdefault(said["day"], set()).add(said["table"])
+            yield _report(settings, tables[said["table"]], said)
+            yield from judge(settings, tables[said["table"]], said["day"], checks)
         elif said["status"] == "failed" and "day" in said:
             context.log.error("%s: %s", said["day"], said["reason"])
-    yield from ()  # every day has been reported; a result would report all of them once more
+    if lacking := [day for day in days if not tables.keys() <= done.get(day, set())]:
+        msg = f"not closed yet, so not computed: {', '.join(lacking)}. Try again when the stream is past them"
+        raise dg.Failure(msg, allow_retries=False)
 
 
-def _report(settings: Settings, said: Said) -> dg.AssetMaterialization:
+def _report(settings: Settings, table: Table, said: Said) -> dg.AssetMaterialization:
     """Of a day that the job has just stored; the same that `new_rows` would report of it."""
-    [table] = [table for table in COMPUTED if table.name == said["table"]]
     with closing(open_catalog(settings)) as catalog:
         observation = observe(catalog.load_table(table.identifier)).get(date.fromisoformat(said["day"]))
     return report_of(

@@ -5,6 +5,7 @@ import dagster as dg
 from dagster_project.alerts import failed_runs
 from dagster_project.assets import WATCHED
 from dagster_project.backfill import recompute
+from dagster_project.imports import IMPORTS, ImportResource
 from dagster_project.lake import LakeResource
 from dagster_project.mending import mend
 from dagster_project.observe_tables import new_rows, observe_tables
@@ -20,10 +21,10 @@ from dagster_project.schedules import (
 from dagster_project.upkeep import upkeep
 
 defs = dg.Definitions(
-    assets=[*WATCHED, recompute, upkeep],
+    assets=[*WATCHED, recompute, upkeep, *IMPORTS],
     asset_checks=CHECKS,
     jobs=[observe_tables, recompute_days, tidy_tables, judge_quality],
     schedules=[nightly_recompute, hourly_upkeep, daily_quality],
     sensors=[new_rows, mend, failed_runs],
-    resources={"lake": LakeResource()},
+    resources={"lake": LakeResource(), "imports": ImportResource()},
 )

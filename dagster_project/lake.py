@@ -9,7 +9,7 @@ from pydantic import Field
 from pyiceberg.catalog import Catalog
 
 from warehouse.catalog import open_catalog
-from warehouse.settings import Settings
+from warehouse.settings import InvalidSettingError, Settings
 
 
 class NoTablesError(Exception):
@@ -34,6 +34,17 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg] # has no 
             msg = f"no tables yet at {settings.catalog_file.parent}: run `make demo` or `sagascope seed` first"
             raise NoTablesError(msg)
         return settings
+
+    def settings_or_fail(self) -> Settings:
+        """The same for a step of a run, which is not tried again where there is nothing to work on.
+
+        Raises:
+            dagster.Failure: there is no catalog, or a variable can't be used.
+        """
+        try:
+            return self.settings()
+        except (NoTablesError, InvalidSettingError) as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
 
     @contextmanager
     def open(self) -> Iterator[Catalog]:

@@ -35,17 +35,15 @@ def hours_to_mend(comparison: windows.Comparison, late: int = LATE_EVENTS) -> li
     )
 
 
-def spans(hours: list[datetime], closed: datetime) -> Iterator[tuple[datetime, datetime | None]]:
-    """Neighbouring hours of one day as [since, until); until is None where the stream has not closed the last of them."""
-    first = last = None
+def spans(hours: list[datetime]) -> list[tuple[datetime, datetime]]:
+    """Neighbouring hours of one day as [since, until)."""
+    found: list[tuple[datetime, datetime]] = []
     for hour in hours:
-        if first is None or last is None or hour != last + HOUR or hour.date() != first.date():
-            if first is not None and last is not None:
-                yield first, last + HOUR
-            first = hour
-        last = hour
-    if first is not None and last is not None:
-        yield first, last + HOUR if last + HOUR <= closed else None
+        if found and hour == found[-1][1] and hour.hour:
+            found[-1] = found[-1][0], hour + HOUR
+        else:
+            found.append((hour, hour + HOUR))
+    return found
 
 
 @dg.sensor(
@@ -66,18 +64,16 @@ def mend(context: dg.SensorEvaluationContext, lake: LakeResource) -> Iterator[dg
         return
     comparison = windows.compare(settings, datetime.now(UTC) - LOOK_BACK)
     hours = hours_to_mend(comparison)
-    if comparison.closed is None or not hours:
+    if not hours:
         late = max((table.late for table in comparison.tables), default=0)
         yield dg.SkipReason(f"nothing to mend; {late} late events await the night")
         return
-    for since, until in spans(hours, comparison.closed):
+    for since, until in spans(hours):
         found = [table.hours.get(since) for table in comparison.tables]
         yield dg.RunRequest(
-            run_key=f"{since:%Y-%m-%dT%H} {until:%Y-%m-%dT%H} {found}" if until else f"{since:%Y-%m-%dT%H} {found}",
+            run_key=f"{since:%Y-%m-%dT%H} {until:%Y-%m-%dT%H} {found}",
             partition_key=f"{since:%Y-%m-%d}",
-            run_config=dg.RunConfig(
-                ops={recompute.op.name: Hours(since=_text(since), until=_text(until) if until else "")}
-            ),
+            run_config=dg.RunConfig(ops={recompute.op.name: Hours(since=_text(since), until=_text(until))}),
         )
 
 

@@ -4,7 +4,6 @@ import dagster as dg
 
 from dagster_project.backfill import recompute
 from dagster_project.partitions import day_before
-from dagster_project.quality import CHECKS
 from dagster_project.upkeep import upkeep
 
 NIGHTLY_DAYS = 2
@@ -26,7 +25,7 @@ tidy_tables = dg.define_asset_job(
 )
 judge_quality = dg.define_asset_job(
     "judge_quality",
-    selection=dg.AssetSelection.checks(*CHECKS),
+    selection=dg.AssetSelection.all_asset_checks(),
     executor_def=dg.in_process_executor,  # each process would import for seconds what judges
     description="All asset checks on one day.",
 )

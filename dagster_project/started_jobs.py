@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
+from dagster_pipes import PipesContextData
 
 from warehouse.settings import CHECKOUT, Settings
 
@@ -24,19 +27,14 @@ def follow(context: dg.OpExecutionContext, settings: Settings, module: str, *arg
     What the job writes is the step's output in the UI. It is stopped where the run is canceled, or the caller stops to look.
 
     Raises:
-        dagster.Failure: the job's exit code was not 0; says which reasons it gave. It may be retried, unless the job
-            refused.
+        dagster.Failure: the job's exit code was not 0; says which reasons it gave. Only where it gave none, because it was
+            killed, may it be tried again by itself.
     """
     command = [sys.executable, "-P", "-m", module, *arguments]
     context.log.info("$ python -m %s %s", module, " ".join(arguments))
     reasons: list[str] = []
-    refused = False
     seen = 0
-    with dg.open_pipes_session(
-        context=context,
-        context_injector=dg.PipesTempFileContextInjector(),
-        message_reader=dg.PipesTempFileMessageReader(),
-    ) as session:
+    with _session(context) as session:
         environment = os.environ | settings.environment() | dict(session.get_bootstrap_env_vars())
         child = subprocess.Popen(command, cwd=CHECKOUT, env=environment)
         try:
@@ -50,7 +48,6 @@ def follow(context: dg.OpExecutionContext, settings: Settings, module: str, *arg
     for said in session.get_custom_messages()[seen:]:  # also those of its last moment
         yield said
     for said in session.get_custom_messages():
-        refused = refused or said.get("status") == "refused"
         if said.get("reason") and said["reason"] not in reasons:
             reasons.append(said["reason"])
     if child.returncode:
@@ -59,7 +56,29 @@ def follow(context: dg.OpExecutionContext, settings: Settings, module: str, *arg
             or f"it ended with exit code {child.returncode}: its output is this step's stdout and stderr"
         )
         msg = f"{module} did not do all it was to do: {why}"
-        raise dg.Failure(msg, allow_retries=not refused)
+        raise dg.Failure(msg, allow_retries=not reasons)
+
+
+@contextmanager
+def _session(context: dg.OpExecutionContext) -> Iterator[dg.PipesSession]:
+    """Dagster's `open_pipes_session`, but that it would have the step yield one result an asset, for all days at once."""
+    told = PipesContextData(
+        asset_keys=None,
+        code_version_by_asset_key=None,
+        provenance_by_asset_key=None,
+        partition_key=None,
+        partition_key_range=None,
+        partition_time_window=None,
+        run_id=context.run_id,
+        job_name=context.job_name,
+        retry_number=context.retry_number,
+        extras={},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # what the reader of messages says of itself
+        messages = dg.PipesMessageHandler(context, dg.PipesTempFileMessageReader())
+        with dg.PipesTempFileContextInjector().inject_context(told) as place, messages.handle_messages() as way:
+            yield dg.PipesSession(told, messages, place, way, context)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

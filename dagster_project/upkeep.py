@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from dagster_project.lake import LakeResource, NoTablesError
+from dagster_project.lake import LakeResource
 from dagster_project.started_jobs import follow
 from warehouse.tables import NAMESPACE, TABLES
 
@@ -19,10 +19,7 @@ from warehouse.tables import NAMESPACE, TABLES
 )
 def upkeep(context: dg.AssetExecutionContext, lake: LakeResource) -> Iterator[dg.MaterializeResult[None]]:
     """One process does all of it; what it did to each table is the metadata."""
-    try:
-        settings = lake.settings()
-    except NoTablesError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    settings = lake.settings_or_fail()
     done = list(follow(context.op_execution_context, settings, "jobs.upkeep"))
     columns = list(dict.fromkeys(key for said in done for key in said if key not in {"job", "status", "reason"}))
     records = [dg.TableRecord({key: said.get(key) for key in columns}) for said in done if "table" in said]

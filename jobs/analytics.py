@@ -146,7 +146,8 @@ def run(settings: Settings, *, bounded: bool = False, rebase: bool = False) -> i
         signal.signal(number, lambda *_: stop.set())
     claim_tables(settings)
     with closing(open_catalog(settings)) as catalog:  # makes the tables, whose partitioning Flink's DDL can't declare
-        rows, progress = row_count(catalog, EVENTS), read_progress(settings, catalog)
+        progress = read_progress(settings, catalog)
+        rows = row_count(catalog, EVENTS) if progress.events else 0  # what is imported came from no topic
     job = made_for(settings, statements(settings) + insert_statements(settings))
     bounds = check_topic(settings, progress)
     starts: dict[int, int] = {}

@@ -1,70 +1,81 @@
-"""The batch job: the statistics of some hours, computed again from `events` by the stream's own SQL.
+"""The batch job: what is computed from `events`, computed again for some hours: the statistics by the stream's own SQL.
 
-    python -m jobs.recompute --from 2026-11-23T10:00Z [--to 2026-11-23T12:00Z]
+    python -m jobs.recompute --from 2026-11-21T00:00Z [--to 2026-11-23T12:00Z [--clip]] [--tables step_stats,saga_runs]
 
-Whole hours, UTC, of [from, to); without `--to` as far as each table is closed, in the hour that is still open, too. The
-rows of each table are put in place of those hours by one commit; `events` is read, never written, and the stream goes on.
-After a job was killed it is refused until the next one runs, which commits what that one had begun.
-Settings come from the environment (`SAGASCOPE_…`). One line of JSON on standard output, exit code 1 where it was refused.
+Whole hours, UTC, of [from, to); without `--to` as far as each table is closed, in the hour that is still open, too, and
+with `--clip` no farther than `--to`. Day by day, the rows of each table are put in place of those hours by one commit;
+`events` is read, never written, and the stream goes on. A day that fails does not keep the others from being done. After a
+job was killed it is refused until the next one runs, which commits what that one had begun.
+
+Settings come from the environment (`SAGASCOPE_…`). A line of JSON for each table of each day, `stored`, or for a day that
+`failed`; the last one says how all of it ended. Exit code 1 where it was refused, or a day failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
+from collections import Counter
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.expressions.parser import parse
-from pyiceberg.io.pyarrow import schema_to_pyarrow
 
-from jobs.flink import STATISTICS_VIEWS, batch_environment, prepare_jvm, query, root_cause, statement
-from jobs.resume import completed_checkpoints
-from warehouse import history
-from warehouse.catalog import CATALOG_NAME, CatalogError, open_catalog
-from warehouse.claims import jvm_pid
-from warehouse.progress import read_progress
+from jobs.closed_hours import EPOCH, HOUR, CanNotRecomputeError, await_commits, closed_bounds
+from jobs.flink import prepare_jvm, root_cause
+from jobs.reporting import reporting
+from jobs.statistics_batch import computed, nothing
+from warehouse import history, quality, stored_runs
+from warehouse.catalog import CatalogError, open_catalog
 from warehouse.replace import replace_rows
 from warehouse.settings import InvalidSettingError, Settings
-from warehouse.tables import STATISTICS
+from warehouse.tables import COMPUTED, EVENTS, SAGA_RUNS, STATISTICS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pyiceberg.catalog import Catalog
     from pyiceberg.expressions import BooleanExpression
 
     from warehouse.tables import Table
 
-HOUR = timedelta(hours=1)
-EPOCH = datetime.fromtimestamp(0, UTC)
-COMMIT_SECONDS = 60.0
-"""How long the job may take to complete a checkpoint; ten intervals, where that is longer."""
+    Say = Callable[..., None]
+
+DAY = timedelta(days=1)
 
 
-class CanNotRecomputeError(ValueError):
-    """These hours can't be recomputed; names the hour, and from when on it can be."""
+class DaysFailedError(RuntimeError):
+    """Some days could not be computed, each of which has been told of; the others are stored."""
 
 
-def recompute(settings: Settings, since: datetime, until: datetime | None = None) -> dict[str, int]:
-    """Put the statistics of [since, until), as `events` has them now, in place of those that are stored.
+def recompute(
+    settings: Settings,
+    since: datetime,
+    until: datetime | None = None,
+    *,
+    clip: bool = False,
+    tables: Sequence[Table] = COMPUTED,
+    now: datetime | None = None,
+    say: Say = lambda *_, **__: None,
+) -> dict[str, int]:
+    """Put what follows from `events`, as they are now, in place of what is stored of [since, until).
 
     Args:
         settings: Where the tables are, and how wide a window is.
         since: A whole hour, aware.
         until: A whole hour, aware; None: as far as each table is closed.
+        clip: Where `until` is not closed yet, do what is, and do not refuse.
+        tables: Of `COMPUTED`.
+        now: By which hours are over where no stream says so; None: by the clock.
+        say: Called with `stored` for each table of each day, once its rows are there, and with `failed` for each day that
+            could not be done.
 
     Returns:
         How many rows each table got.
@@ -72,109 +83,86 @@ def recompute(settings: Settings, since: datetime, until: datetime | None = None
     Raises:
         CanNotRecomputeError: no whole hours, one that the stream has not closed yet, or a job that has yet to commit.
         CatalogError: the catalog can't be opened.
+        DaysFailedError: at the end, where a day failed.
     """
-    with _alone(settings), closing(open_catalog(settings)) as catalog:
-        closed = _closed(settings, catalog, since, until)
-        _await_commits(settings)
-        with _computed(settings, since, max(closed.values())) as computed:
-            put = {}
-            for table, until_here in closed.items():
-                if since < until_here:
-                    bound = pa.scalar(until_here, pa.timestamp("us", "UTC"))
-                    rows = computed[table].filter(pc.field("window_end") <= bound)
-                    replace_rows(settings, catalog, table, rows, _windows(since, until_here))
-                    put[table.name] = rows.num_rows
-            return put
+    with _alone(settings, say), closing(open_catalog(settings)) as catalog:
+        closed = closed_bounds(settings, catalog, tables, since, until, clip=clip, now=now or datetime.now(UTC))
+        await_commits(settings)
+        put: Counter[str] = Counter()
+        failed = []
+        for first, last in _days(since, max(closed.values())):
+            try:
+                put.update(_recompute_day(settings, catalog, first, last, closed=closed, say=say))
+            except Exception as error:  # noqa: BLE001 - DuckDB's, PyIceberg's, or PyFlink's around a Java exception
+                failed.append(f"{first:%Y-%m-%d}")
+                say("failed", day=failed[-1], reason=_reason(settings, error, first))
+    if failed:
+        msg = f"{len(failed)} day(s) failed, all others are stored: {', '.join(failed)}"
+        raise DaysFailedError(msg)
+    return dict(put)
 
 
-def _closed(settings: Settings, catalog: Catalog, since: datetime, until: datetime | None) -> dict[Table, datetime]:
-    """Up to where each table is computed again."""
-    for name, moment in (("from", since), ("to", until)):
-        if moment and (moment - EPOCH) % HOUR:
-            msg = f"--{name} {moment.isoformat()} is no whole hour: write it as {moment:%Y-%m-%dT%H:00%z}"
-            raise CanNotRecomputeError(msg)
-    if until and since >= until:
-        msg = f"--from {since.isoformat()} is not before --to {until.isoformat()}"
-        raise CanNotRecomputeError(msg)
-    progress = read_progress(settings, catalog)
-    watermark = progress.watermark
-    if watermark is None or (until or since) > watermark:
-        hour = max(since, (until or since + HOUR) - HOUR)
-        behind = f"windows are closed up to {watermark.isoformat()} only" if watermark else "no window is closed yet"
-        msg = f"the hour from {hour.isoformat()} on is not behind the stream's watermark: {behind}. Try again when it is over"
-        raise CanNotRecomputeError(msg)
-    return {table: until or progress.closed_up_to(settings, table) or since for table in STATISTICS}
+def _days(since: datetime, until: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """The span, cut at each midnight, UTC."""
+    while since < until:
+        midnight = since - (since - EPOCH) % DAY + DAY
+        yield since, min(midnight, until)
+        since = midnight
 
 
-def _await_commits(settings: Settings) -> None:
-    """Await that the job has committed to all tables what it had committed to one.
+def _recompute_day(
+    settings: Settings,
+    catalog: Catalog,
+    first: datetime,
+    last: datetime,
+    *,
+    closed: dict[Table, datetime],
+    say: Say,
+) -> Counter[str]:
+    """Each table's rows of [first, last), or of as much of it as is closed; a commit each."""
+    put: Counter[str] = Counter()
+    began = time.monotonic()
 
-    It commits one table after the other, and a checkpoint passes no sink that is still busy with the commit of the one
-    before: so once another is completed, the commits that had begun are done. After a stop with a savepoint, and after a
-    bounded run, whose checkpoints are gone, there are none; a job that was killed leaves them to the next one.
-
-    Raises:
-        CanNotRecomputeError: the job completes no checkpoint, or was killed.
-    """
-    before = set(completed_checkpoints(settings.checkpoints))
-    seconds = max(COMMIT_SECONDS, settings.checkpoint_interval_ms / 100)
-    deadline = time.monotonic() + seconds
-    while (pid := jvm_pid(settings)) is not None:
-        if not before.issuperset(completed_checkpoints(settings.checkpoints)):
-            return
-        if time.monotonic() > deadline:
-            msg = (
-                f"the analytics job (JVM {pid}) has completed no checkpoint for {seconds:.0f} s, so its newest windows "
-                "may be on their way into the tables: its log says what it waits for; try again then"
-            )
-            raise CanNotRecomputeError(msg)
-        time.sleep(0.1)
-    newest = next(iter(completed_checkpoints(settings.checkpoints)), None)
-    if newest is not None and not newest.name.startswith("savepoint-"):
-        msg = (
-            f"the last analytics job was not stopped but ended at {newest}, and its last commits may still be to come: "
-            "start it (`sagascope analyze`), then try again"
+    def tell(table: Table, rows: int) -> None:
+        nonlocal began
+        put[table.name] = rows
+        snapshot = catalog.load_table(table.identifier).current_snapshot()
+        say(
+            "stored",
+            table=table.name,
+            day=f"{first:%Y-%m-%d}",
+            rows=rows,
+            snapshot_id=str(snapshot.snapshot_id) if snapshot else None,
+            seconds=round(time.monotonic() - began, 1),
         )
-        raise CanNotRecomputeError(msg)
+        began = time.monotonic()
+
+    wanted = [table for table in STATISTICS if table in closed and first < closed[table]]
+    if wanted:
+        with _statistics(settings, catalog, wanted, first, last) as computed_rows:
+            for table in wanted:
+                until = min(closed[table], last)
+                rows = computed_rows[table].filter(
+                    pc.field("window_end") <= pa.scalar(until, pa.timestamp("us", "UTC"))
+                )
+                replace_rows(settings, catalog, table, rows, _windows(first, until))
+                tell(table, rows.num_rows)
+    if SAGA_RUNS in closed and first < (until := min(closed[SAGA_RUNS], last)):
+        tell(SAGA_RUNS, stored_runs.store(settings, catalog, first, until))
+    return put
 
 
 @contextmanager
-def _computed(settings: Settings, since: datetime, until: datetime) -> Iterator[dict[Table, pa.Table]]:
-    """The rows of every statistic over [since, until), by one Flink job that reads `events` once."""
-    with history.open(settings, since, until) as tables:
-        [(twice,)] = tables.sql("SELECT count(*) > count(DISTINCT event_id) FROM events").fetchall()
-    settings.temporary.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="recompute-", dir=settings.temporary))
-    try:
-        environment = batch_environment(settings)
-        bounds = {"since": _milliseconds(since), "until": _milliseconds(until)}
-        environment.execute_sql(statement("stored_events_once" if twice else "stored_events", bounds))
-        for name in STATISTICS_VIEWS:
-            environment.execute_sql(statement(name, {}))
-        inserts = environment.create_statement_set()
-        for table in STATISTICS:
-            # Through files: PyFlink hands rows over one by one.
-            environment.execute_sql(
-                f"CREATE TEMPORARY TABLE computed_{table.name} WITH ('connector' = 'filesystem', "
-                f"'path' = '{(folder / table.name).as_uri()}', 'format' = 'json', 'json.timestamp-format.standard' = 'ISO-8601') "
-                f"LIKE {CATALOG_NAME}.{'.'.join(table.identifier)} (EXCLUDING ALL)"
-            )
-            inserts.add_insert_sql(f"INSERT INTO computed_{table.name} {query(settings, table)}")
-        inserts.execute().wait()
-        yield {table: _read(folder / table.name, table) for table in STATISTICS}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _read(folder: Path, table: Table) -> pa.Table:
-    empty = schema_to_pyarrow(table.schema, include_field_ids=False).empty_table()
-    if not any(file.is_file() for file in folder.rglob("*")):
-        return empty
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        like = connection.from_arrow(empty)
-        columns = dict(zip(like.columns, map(str, like.types), strict=True))
-        return connection.read_json(str(folder / "**"), columns=columns, format="newline_delimited").to_arrow_table()
+def _statistics(
+    settings: Settings, catalog: Catalog, tables: Sequence[Table], since: datetime, until: datetime
+) -> Iterator[dict[Table, pa.Table]]:
+    with history.open(settings, since, until, catalog=catalog) as stored:
+        [(events, ids)] = stored.sql("SELECT count(*), count(DISTINCT hash(event_id)) FROM events").fetchall()
+    if not events:
+        yield {table: nothing(table) for table in tables}
+        return
+    with computed(settings, tables, since, until, has_doubles=ids < events) as rows:
+        yield rows
 
 
 def _windows(since: datetime, closed: datetime) -> BooleanExpression:
@@ -183,21 +171,25 @@ def _windows(since: datetime, closed: datetime) -> BooleanExpression:
     return parse(text if not (closed - EPOCH) % HOUR else f"{text} and window_end <= '{closed.isoformat()}'")
 
 
+def _reason(settings: Settings, error: Exception, day: datetime) -> str:
+    """Why a day failed, and whether a file of it, or of the days before whose runs end on it, can't be read."""
+    said = root_cause(str(error))
+    damaged = quality.unreadable(settings, EVENTS, day - timedelta(days=settings.longest_run_days), day + DAY)
+    files = "; ".join(f"{path} can't be read ({why})" for path, why in damaged.items())
+    return f"{said}; {files}: bring these files back, then do this day again" if damaged else said
+
+
 @contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
+def _alone(settings: Settings, say: Say) -> Iterator[None]:
     """One recompute at a time, from its reading to its last commit: of two the one that read later must win."""
     settings.root.mkdir(parents=True, exist_ok=True)
     with (settings.root / "recompute.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("waiting", reason="another recompute is at work")
+            say("waiting", reason="another recompute is at work")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _milliseconds(moment: datetime) -> int:
-    return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
 def _moment(text: str) -> datetime:
@@ -210,9 +202,14 @@ def _moment(text: str) -> datetime:
     return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _say(status: str, **facts: object) -> None:
-    sys.stdout.write(json.dumps({"job": "recompute", "status": status} | facts) + "\n")
-    sys.stdout.flush()
+def _tables(text: str) -> list[Table]:
+    """Tables by name, comma-separated."""
+    named = {table.name: table for table in COMPUTED}
+    names = text.split(",")
+    if unknown := [name for name in names if name not in named]:
+        msg = f"{unknown[0]!r} is not computed from events; what is: {', '.join(named)}"
+        raise argparse.ArgumentTypeError(msg)
+    return [named[name] for name in dict.fromkeys(names)]
 
 
 def main() -> None:
@@ -222,20 +219,32 @@ def main() -> None:
     )
     parser.add_argument("--from", dest="since", type=_moment, required=True, metavar="HOUR")
     parser.add_argument("--to", dest="until", type=_moment, metavar="HOUR")
+    parser.add_argument(
+        "--clip", action="store_true", help="of hours up to --to that are not closed yet do what is closed"
+    )
+    parser.add_argument("--tables", type=_tables, default=COMPUTED, metavar="NAMES")
     given = parser.parse_args()
-    began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that its temporary files go
+    with reporting("recompute") as say:
+        code = _run(given, say)
+    sys.exit(code)
+
+
+def _run(given: argparse.Namespace, say: Say) -> int:
+    """The exit code."""
+    began = time.monotonic()
     try:
         settings = Settings.from_environment(os.environ)
         prepare_jvm(settings, log="recompute-jvm")  # recompute.log is what a caller makes of the output
-        rows = recompute(settings, given.since, given.until)
+        rows = recompute(settings, given.since, given.until, clip=given.clip, tables=given.tables, say=say)
     except (CanNotRecomputeError, InvalidSettingError, CatalogError, OSError) as error:
-        _say("refused", reason=str(error))
-        sys.exit(1)
+        say("refused", reason=str(error))
+        return 1
     except Exception as error:  # noqa: BLE001 - PyIceberg's, or PyFlink's around a Java exception and its stack trace
-        _say("failed", reason=root_cause(str(error)))
-        sys.exit(1)
-    _say("finished", rows=rows, seconds=round(time.monotonic() - began, 1))
+        say("failed", reason=root_cause(str(error)))
+        return 1
+    say("finished", rows=rows, seconds=round(time.monotonic() - began, 1))
+    return 0
 
 
 if __name__ == "__main__":

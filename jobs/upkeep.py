@@ -1,52 +1,141 @@
-"""Upkeep of the tables: expires old snapshots, and deletes the files that only they needed.
+"""Upkeep of the tables: compacts small files, expires snapshots, deletes files that nobody needs and rows that are too old.
 
-    python -m jobs.upkeep
+    python -m jobs.upkeep [retain|compact|expire|orphans …] [--table NAME …] [--dry-run]
 
-Each commit leaves a snapshot, which every later metadata file tells of again. Iceberg's own Java code expires them, because
-PyIceberg's leaves their files behind. It commits as every writer does, so the stream, a recompute and readers may be at
-work. Settings come from the environment (`SAGASCOPE_…`); one line of JSON a table on standard output, exit code 1 where
-one could not be done.
+All four actions in this order, of all tables, where none is named. The stream, a recompute, readers and another upkeep may
+be at work; one that is killed leaves nothing but files, which a later one deletes. Rows are sorted by DuckDB; what is to be
+one commit that removes files is made by Iceberg's Java code, because PyIceberg has no such commit, and its expiry leaves the
+files behind. Settings come from the environment (`SAGASCOPE_…`); one line of JSON a table and action on standard output, and
+to Dagster by Pipes; exit code 1 where one could not be done.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from jobs.compaction import compact
 from jobs.flink import prepare_jvm
-from warehouse.catalog import BUSY_TIMEOUT_SECONDS, CATALOG_NAME, CatalogError, open_catalog
+from jobs.java_iceberg import first_line, load_java_table, open_java_catalog
+from jobs.reporting import reporting
+from warehouse import maintenance, retention
+from warehouse.catalog import CatalogError, open_catalog
+from warehouse.errors import WarehouseError
+from warehouse.maintenance import FLINK_MARK, Outcome
 from warehouse.settings import InvalidSettingError, Settings
 from warehouse.tables import TABLES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pyiceberg.catalog import Catalog
     from pyiceberg.table.metadata import TableMetadata
 
     from warehouse.tables import Table
 
-FLINK_MARK = "flink.max-committed-checkpoint-id"
-"""In the summary of each snapshot that Flink committed: which checkpoint's files it holds."""
+ACTIONS = ("retain", "compact", "expire", "orphans")
+"""In the order in which they help one another: what is too old is not compacted, what was replaced is expired later."""
 
 
-class Expired(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done to one table."""
+def upkeep(
+    settings: Settings,
+    now: datetime,
+    actions: Sequence[str] = ACTIONS,
+    tables: Sequence[Table] = TABLES,
+    *,
+    dry_run: bool = False,
+) -> Iterator[Outcome]:
+    """Do the actions, one after the other, on each table; yields what became of each at once.
 
-    table: str
-    expired: int = 0
-    """Snapshots that are gone, with their files."""
-    kept: int
-    """Snapshots that are left."""
-    reason: str = ""
-    """Why it could not be done now; nothing is lost by that, and the next time does it. Empty: it was done."""
+    A table where one fails does not keep it from the others.
+
+    Args:
+        settings: Where the tables are, and what is kept for how long.
+        now: The moment to count back from, aware.
+        actions: Of `ACTIONS`.
+        tables: Which ones.
+        dry_run: Only say what would be done.
+
+    Raises:
+        CatalogError: the catalog can't be opened.
+    """
+    for action in ACTIONS:
+        if action not in actions:
+            continue
+        if action == "expire":
+            yield from expire(settings, now, tables, dry_run=dry_run)
+            continue
+        act = {"retain": _retain, "compact": compact, "orphans": _remove_orphans}[action]
+        with closing(open_catalog(settings)) as catalog:
+            for table in tables:
+                began = time.monotonic()
+                outcome = _try(action, table, lambda: act(settings, catalog, table, now, dry_run))  # noqa: B023 - called at once
+                yield msgspec.structs.replace(outcome, dry_run=dry_run, seconds=round(time.monotonic() - began, 3))
 
 
-def expire(settings: Settings, now: datetime) -> list[Expired]:
+def _try(action: str, table: Table, act: Callable[[], Outcome]) -> Outcome:
+    try:
+        return act()
+    except Exception as error:  # noqa: BLE001 - PyIceberg's, DuckDB's, of the disk, or Py4J's around whatever Java threw
+        reason = str(error) if isinstance(error, WarehouseError) else first_line(error)
+        return Outcome(action=action, table=table.name, reason=reason)
+
+
+def _retain(settings: Settings, catalog: Catalog, table: Table, now: datetime, dry_run: bool) -> Outcome:  # noqa: FBT001
+    files, size = maintenance.files_and_bytes(catalog, table)
+    old = retention.find(settings, catalog, table, now)
+    if old is None:
+        return Outcome(
+            action="retain",
+            table=table.name,
+            files_before=files,
+            files_after=files,
+            bytes_before=size,
+            bytes_after=size,
+        )
+    if not dry_run:
+        retention.delete(settings, catalog, table, old)
+    return Outcome(
+        action="retain",
+        table=table.name,
+        files_before=files,
+        files_after=files - old.files,
+        bytes_before=size,
+        bytes_after=size - old.bytes,
+        rows_deleted=old.rows,
+        kept_since=old.before,
+    )
+
+
+def _remove_orphans(settings: Settings, catalog: Catalog, table: Table, now: datetime, dry_run: bool) -> Outcome:  # noqa: FBT001
+    stored = catalog.load_table(table.identifier)
+    if stored.properties.get("gc.enabled", "true") == "false":
+        msg = (
+            f"{table.name}: its files may belong to another table, too (property gc.enabled is false): none is deleted"
+        )
+        raise WarehouseError(msg)
+    orphans = maintenance.find_orphans(settings, stored, now)
+    if not dry_run:
+        for orphan in orphans:
+            orphan.path.unlink(missing_ok=True)
+    return Outcome(
+        action="orphans",
+        table=table.name,
+        orphan_files=len(orphans),
+        orphan_bytes=sum(orphan.bytes for orphan in orphans),
+    )
+
+
+def expire(
+    settings: Settings, now: datetime, tables: Sequence[Table] = TABLES, *, dry_run: bool = False
+) -> list[Outcome]:
     """Expire what every table no longer needs; the JVM that PyFlink has, or starts, must have Iceberg on its class path.
 
     A table where it fails does not keep it from the others.
@@ -54,24 +143,38 @@ def expire(settings: Settings, now: datetime) -> list[Expired]:
     Args:
         settings: Where the tables are, and for how long what was current stays readable.
         now: The moment to count back from, aware.
+        tables: Which ones.
+        dry_run: Only say what would be done.
 
     Raises:
         CatalogError: the catalog can't be opened.
     """
     cutoff = now - timedelta(minutes=settings.snapshots_kept_minutes)
+    began = time.monotonic()
     with closing(open_catalog(settings)) as catalog:
-        found = {table: catalog.load_table(table.identifier).metadata for table in TABLES}
+        found = {table: catalog.load_table(table.identifier).metadata for table in tables}
     due: dict[Table, int] = {}
+    outcomes: dict[Table, tuple[int, str]] = {}
     for table, metadata in found.items():
         since = needed_since(metadata, cutoff)
-        if any(snapshot.timestamp_ms < since for snapshot in metadata.snapshots):
+        old = sum(snapshot.timestamp_ms < since for snapshot in metadata.snapshots)
+        outcomes[table] = old if dry_run else 0, ""
+        if old and not dry_run:
             due[table] = since
-    outcomes = dict.fromkeys(found, (0, ""))
     if due:  # else not even a JVM is needed
         with closing(open_java_catalog(settings)) as java_catalog:
             outcomes |= {table: _expire(java_catalog, table, since) for table, since in due.items()}
+    seconds = round(time.monotonic() - began, 3)
     return [
-        Expired(table=table.name, expired=expired, kept=len(found[table].snapshots) - expired, reason=reason)
+        Outcome(
+            action="expire",
+            table=table.name,
+            dry_run=dry_run,
+            snapshots_expired=expired,
+            snapshots_kept=len(found[table].snapshots) - expired,
+            seconds=seconds,
+            reason=reason,
+        )
         for table, (expired, reason) in outcomes.items()
     ]
 
@@ -99,33 +202,6 @@ def needed_since(metadata: TableMetadata, cutoff: datetime) -> int:
     return was_current or oldest
 
 
-def open_java_catalog(settings: Settings) -> Any:
-    """The catalog as Iceberg's Java code has it, `org.apache.iceberg.catalog.Catalog`; close it after use.
-
-    Raises:
-        CatalogError: it can't be opened.
-    """
-    jvm = _jvm()
-    catalog = jvm.org.apache.iceberg.jdbc.JdbcCatalog()
-    catalog.setConf(jvm.org.apache.hadoop.conf.Configuration())
-    options = {
-        "uri": f"jdbc:sqlite:{settings.catalog_file}?busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
-        "warehouse": settings.warehouse_folder.as_uri(),
-        "jdbc.schema-version": "V1",
-    }
-    try:
-        catalog.initialize(CATALOG_NAME, options)
-    except Exception as error:
-        msg = f"the catalog {settings.catalog_file} can't be opened by Iceberg's Java code ({_first_line(error)})"
-        raise CatalogError(msg) from error
-    return catalog
-
-
-def load_java_table(catalog: Any, table: Table) -> Any:
-    """The table as Iceberg's Java code has it, `org.apache.iceberg.Table`."""
-    return catalog.loadTable(_jvm().org.apache.iceberg.catalog.TableIdentifier.parse(".".join(table.identifier)))
-
-
 def _expire(catalog: Any, table: Table, since: int) -> tuple[int, str]:
     """How many snapshots are gone, and why none could be."""
     try:
@@ -134,41 +210,36 @@ def _expire(catalog: Any, table: Table, since: int) -> tuple[int, str]:
         expired = int(expiry.apply().size())
         expiry.commit()  # what does not win its commit deletes nothing
     except Exception as error:  # noqa: BLE001 - Py4J's, around whatever Java threw
-        return 0, _first_line(error)
+        return 0, first_line(error)
     return expired, ""
-
-
-def _first_line(error: Exception) -> str:
-    """Class and message of the Java exception that Py4J wrapped, without its stack."""
-    return str(getattr(error, "java_exception", error)).split("\n", 1)[0]
-
-
-def _jvm() -> Any:
-    from pyflink.java_gateway import get_gateway  # noqa: PLC0415 - starts a JVM, which reads what prepare_jvm set
-
-    return get_gateway().jvm
 
 
 def main() -> None:
     """Entry point."""
-    argparse.ArgumentParser(
+    named = {table.name: table for table in TABLES}
+    parser = argparse.ArgumentParser(
         prog="python -m jobs.upkeep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    try:
-        settings = Settings.from_environment(os.environ)
-        prepare_jvm(settings, heap="512m", log="upkeep")
-        outcomes = expire(settings, datetime.now(UTC))
-    except (InvalidSettingError, CatalogError, OSError) as error:
-        _say("refused", reason=str(error))
-        sys.exit(1)
-    for outcome in outcomes:
-        _say("failed" if outcome.reason else "finished", **msgspec.structs.asdict(outcome))
-    sys.exit(1 if any(outcome.reason for outcome in outcomes) else 0)
-
-
-def _say(status: str, **facts: object) -> None:
-    sys.stdout.write(json.dumps({"job": "upkeep", "status": status} | facts) + "\n")
-    sys.stdout.flush()
+    )
+    parser.add_argument("actions", nargs="*", metavar="ACTION", help=f"of {', '.join(ACTIONS)}; default: all")
+    parser.add_argument("--table", action="append", choices=named, help="only this one; may be given again")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    given = parser.parse_args()
+    if unknown := [action for action in given.actions if action not in ACTIONS]:
+        parser.error(f"{unknown[0]!r} is no action; the actions are {', '.join(ACTIONS)}")
+    failed = False
+    with reporting("upkeep") as say:
+        try:
+            settings = Settings.from_environment(os.environ)
+            prepare_jvm(settings, heap="512m", log="upkeep-jvm")  # upkeep.log is what a caller makes of the output
+            tables = [named[name] for name in dict.fromkeys(given.table or named)]
+            actions = given.actions or ACTIONS
+            for outcome in upkeep(settings, datetime.now(UTC), actions, tables, dry_run=given.dry_run):
+                failed |= bool(outcome.reason)
+                say("failed" if outcome.reason else "finished", **msgspec.structs.asdict(outcome))
+        except (InvalidSettingError, CatalogError, OSError) as error:
+            say("refused", reason=str(error))
+            failed = True
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,11 @@ from rich.markup import escape
 
 from pipelines import (
     audit_commands,
+    export_commands,
     history_commands,
+    import_commands,
     load_command,
+    maintain_commands,
     processes,
     quality_command,
     seed_command,
@@ -28,8 +31,9 @@ from pipelines import (
     upkeep_commands,
 )
 from pipelines.analytics_process import AnalyticsProcess
+from pipelines.asking import open_history
 from pipelines.load_command import For, Rate, ScaleTime, Seed
-from pipelines.moments import parse_moment
+from pipelines.moments import parse_moment, parse_since
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.errors import WarehouseError
 from warehouse.settings import CHECKOUT, PREFIX, Settings
@@ -56,10 +60,12 @@ app.command(name="workload")(load_command.workload)
 app.command()(upkeep_commands.parity)
 app.command()(quality_command.quality)
 app.command()(seed_command.seed)
-app.add_typer(upkeep_commands.maintain, name="maintain")
+app.add_typer(maintain_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)
 app.add_typer(history_commands.sagas, name="sagas")
+app.add_typer(import_commands.imports, name="import")
+app.add_typer(export_commands.export, name="export")
 
 EXPECTED = (
     stack.StackError,
@@ -125,7 +131,7 @@ def _print_balance(settings: Settings) -> int:
     from warehouse import parity
 
     accounts = parity.balance(settings)
-    names = ("partition", "end", "stored", "duplicates", "rejected", "missing", "doubled", "lag")
+    names = ("partition", "end", "stored", "duplicates", "rejected", "expired", "missing", "doubled", "lag")
     console.print(rows_as_table(names, [tuple(getattr(account, name) for name in names) for account in accounts]))
     return sum(account.missing + account.doubled + account.altered for account in accounts)
 
@@ -181,7 +187,7 @@ def sql(
     since: Annotated[
         datetime | None,
         typer.Option(
-            parser=parse_moment, metavar="MOMENT", help="Only event time from here: 2026-11-23T10:00, or 15m ago."
+            parser=parse_since, metavar="MOMENT", help="Only event time from here: 2026-11-23T10:00, or 15m ago."
         ),
     ] = None,
     until: Annotated[
@@ -195,9 +201,7 @@ def sql(
 
     Example: sagascope sql "SELECT saga_name, count(*) FROM events GROUP BY 1" --since 1h
     """
-    from warehouse import history
-
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         answer = tables.sql(query)
         columns, rows = answer.columns, answer.fetchall()
     print_rows(columns, rows, output)

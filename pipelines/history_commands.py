@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import report_output
-from pipelines.moments import parse_moment
+from pipelines.asking import open_history
+from pipelines.moments import parse_moment, parse_since
 from pipelines.report_output import ReportFormat
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.settings import Settings
@@ -28,7 +29,7 @@ console = make_console()
 
 Since = Annotated[
     datetime | None,
-    typer.Option(parser=parse_moment, metavar="MOMENT", help="Only from here: 2026-11-23T10:00, or 7d ago."),
+    typer.Option(parser=parse_since, metavar="MOMENT", help="Only from here: 2026-11-23T10:00, or 7d ago."),
 ]
 Until = Annotated[datetime | None, typer.Option(parser=parse_moment, metavar="MOMENT", help="Only before this moment.")]
 Saga = Annotated[str, typer.Option(metavar="PATTERN", help="Only kinds of saga of such a name: 'order*'.")]
@@ -88,7 +89,7 @@ def report(
 
     Example: sagascope report most_failing_steps --since 7d --saga 'order*' --attribute tenant=acme
     """
-    from warehouse import history, reports  # noqa: PLC0415 - so that --help is there at once
+    from warehouse import reports  # noqa: PLC0415 - so that --help is there at once
 
     if name is None:
         listed = [reports.load(one) for one in reports.NAMES]
@@ -105,7 +106,7 @@ def report(
     since = since or (until or datetime.now(UTC)) - asked.span
     _check_moment(asked, since, at, until)
     query, parameters = reports.ask(name, saga, entries, moment=at, targets=_targets(asked, targets, settings))
-    with history.open(settings, since, until) as tables:
+    with open_history(settings, since, until) as tables:
         answer = tables.sql(query, parameters)
         about = {
             "from": f"{since:%Y-%m-%d %H:%M} UTC",
@@ -161,10 +162,10 @@ def list_sagas(
     output: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
 ) -> None:
     """Runs that ended since then, and open ones of which something was heard since then."""
-    from warehouse import history, reports  # noqa: PLC0415
+    from warehouse import reports  # noqa: PLC0415
 
     query, parameters = reports.ask_runs(_outcomes(status), order.value, limit, saga, _entries(attribute))
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         answer = tables.sql(query, parameters)
         print_rows(answer.columns, answer.fetchall(), output)
 
@@ -180,10 +181,10 @@ def count(
     output: Annotated[Format, typer.Option("--format", help="How rows are printed.")] = Format.TABLE,
 ) -> None:
     """How many runs there are of each kind and status."""
-    from warehouse import history, reports  # noqa: PLC0415
+    from warehouse import reports  # noqa: PLC0415
 
     query, parameters = reports.count_runs(_outcomes(status), saga, _entries(attribute))
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         answer = tables.sql(query, parameters)
         print_rows(answer.columns, answer.fetchall(), output)
 
@@ -199,9 +200,9 @@ def show(
     Exit code 1 where no event has that id.
     """
     from pipelines import timeline  # noqa: PLC0415
-    from warehouse import history, reports  # noqa: PLC0415
+    from warehouse import reports  # noqa: PLC0415
 
-    with history.open(_settings(), since, until) as tables:
+    with open_history(_settings(), since, until) as tables:
         runs = [run_id for run_id, *_ in tables.sql(reports.RUNS_OF_ID, {"id": identity}).fetchall()]
         if not runs:
             console.print(f"no event of a saga or a run {identity!r} in the history asked for", markup=False)

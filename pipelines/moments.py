@@ -7,6 +7,26 @@ from datetime import UTC, datetime, timedelta
 import typer
 
 from pipelines.durations import InvalidDurationError, parse_duration
+from sagascope.events import FARTHEST_AHEAD_MS
+from warehouse.errors import WarehouseError
+
+
+class FutureMomentError(WarehouseError):
+    """Asked for what happens from a moment that has not come: names it, and the time."""
+
+
+def parse_since(text: str) -> datetime:
+    """A moment to begin from; not in the future.
+
+    Raises:
+        typer.BadParameter: the text is no moment.
+        FutureMomentError: it has not come, not even by a clock that is ahead.
+    """
+    moment, now = parse_moment(text), datetime.now(UTC)
+    if moment > now + timedelta(milliseconds=FARTHEST_AHEAD_MS):
+        msg = f"--since {text} is in the future: it is {now:%Y-%m-%d %H:%M} UTC; no event is of a later time"
+        raise FutureMomentError(msg)
+    return moment
 
 
 def parse_moment(text: str) -> datetime:

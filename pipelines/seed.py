@@ -20,7 +20,7 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pipelines import simulated_time
 from pipelines.workload import run_workload
 from sagascope.definitions import recall
-from sagascope.events import EventType, SagaEvent, new_id
+from sagascope.events import SAGA_ENDS, EventType, SagaEvent, new_id
 from sagascope.listener import EventListener
 from warehouse import history, statistics
 from warehouse.catalog import open_catalog
@@ -46,7 +46,6 @@ _BEGINS = {
     EventType.COMPENSATION_COMPLETED: EventType.COMPENSATION_STARTED,
     EventType.COMPENSATION_FAILED: EventType.COMPENSATION_STARTED,
 }
-_ENDS = {EventType.SAGA_COMPLETED, EventType.SAGA_ROLLED_BACK, EventType.SAGA_FAILED}
 
 
 class AlreadyHistoryError(WarehouseError):
@@ -150,7 +149,7 @@ class _Recorder(EventListener):
             self._began[run_id, event.event_type, event.step_name] = moment
             if began := _BEGINS.get(event.event_type):
                 changes["duration_ms"] = moment - self._began[run_id, began, event.step_name]
-            if event.event_type in _ENDS:
+            if event.event_type in SAGA_ENDS:
                 changes["total_duration_ms"] = moment - self._began[run_id, EventType.SAGA_STARTED, None]
             self.events.append(msgspec.structs.replace(event, **changes))
 

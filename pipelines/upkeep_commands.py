@@ -1,4 +1,4 @@
-"""Commands that look after the tables: `sagascope parity`, `sagascope maintain`."""
+"""`sagascope parity`: the tables against the topic, the statistics against the events; and what mends them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 HOUR = timedelta(hours=1)
 STOP_SECONDS = 30.0
 
-maintain = typer.Typer(help="Mend and tidy the tables.", no_args_is_help=True)
 console = make_console()
 
 Since = Annotated[
@@ -90,34 +89,6 @@ def parity(
         raise typer.Exit(1)
 
 
-@maintain.command()
-def dedup(
-    *, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False
-) -> None:
-    """Keep one row of each event id in `events`: the one of the lowest partition and offset. Safe while the job runs.
-
-    The statistics stay as they are: `sagascope parity --mend` then recomputes the hours that differ.
-    """
-    from contextlib import closing  # noqa: PLC0415
-
-    from warehouse import duplicates  # noqa: PLC0415 - so that --help is there at once
-    from warehouse.catalog import open_catalog  # noqa: PLC0415
-
-    settings = Settings.from_environment(os.environ)
-    with closing(open_catalog(settings)) as catalog:
-        days = duplicates.find(settings, catalog) if dry_run else duplicates.remove(settings, catalog)
-    would = "would be " if dry_run else ""
-    for day in days:
-        hours = ", ".join(f"{hour:%H:%M}" for hour in day.hours)
-        console.print(f"{day.day}: {day.rows:,} rows of {day.ids:,} ids {would}removed; hours {hours}", highlight=False)
-    rows = sum(day.rows for day in days)
-    console.print(f"{rows:,} rows {would}removed from events" if rows else "every event id has one row in events")
-    if rows:
-        console.print(
-            "Statistics of these hours may count them twice: `sagascope parity --mend` recomputes those that do"
-        )
-
-
 def hour_ranges(hours: Iterable[datetime], watermark: datetime | None) -> list[tuple[datetime, datetime | None]]:
     """Hours, in order, as ranges [first, last) of neighbours; last is None where the stream has not closed all of it."""
     ranges: list[tuple[datetime, datetime]] = []
@@ -164,7 +135,7 @@ def _commits_come(settings: Settings) -> bool:
 def _print_account(account: Account) -> None:
     names = (
         *("partition", "begin", "end", "before", "stored", "duplicates", "rejected"),
-        *("missing", "lag", "doubled", "altered"),
+        *("expired", "missing", "lag", "doubled", "altered"),
     )
     console.print(
         rows_as_table(names, [tuple(getattr(partition, name) for name in names) for partition in account.partitions])

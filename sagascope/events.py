@@ -46,6 +46,8 @@ class EventType(StrEnum):
     """Ended in failure; something is left."""
 
 
+SAGA_ENDS = (EventType.SAGA_COMPLETED, EventType.SAGA_ROLLED_BACK, EventType.SAGA_FAILED)
+"""Whoever tells one of these tells the end of a run."""
 STEP_EVENTS = frozenset(t for t in EventType if t.startswith(("step_", "compensation_")))
 """The types that name a step."""
 

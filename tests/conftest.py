@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytest_plugins = [
     "tests.servers.elasticsearch",
     "tests.servers.fluss",
+    "tests.servers.pm4py",
     "tests.servers.postgresql",
     "tests.servers.prometheus",
     "tests.servers.rabbitmq",

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-from contextlib import closing
+import zlib
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from warehouse.errors import WarehouseError
 from warehouse.tables import NAMESPACE, TABLES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyiceberg.catalog import Catalog
 
     from warehouse.settings import Settings
@@ -41,7 +45,7 @@ TABLE_PROPERTIES = {
 
 
 class CatalogError(WarehouseError):
-    """The catalog can't be opened; names its file, the reason, and what to do."""
+    """The catalog, or what it says of a table, can't be read; names file or table, the reason, and what to do."""
 
 
 def open_catalog(settings: Settings) -> Catalog:
@@ -49,17 +53,23 @@ def open_catalog(settings: Settings) -> Catalog:
 
     Raises:
         OSError: its folder can't be written.
-        CatalogError: its file is no database, or stays locked.
+        CatalogError: its file is no database, stays locked, is of another version or lacks tables that have files.
     """
     try:
         return _open(settings)
     except (sqlite3.Error, SQLAlchemyError) as error:
-        reason = getattr(error, "orig", None) or error
-        msg = (
-            f"the catalog {settings.catalog_file} can't be opened ({reason}): where it is locked, stop what holds it; "
-            "where it is damaged, `sagascope doctor` says what to do"
-        )
+        reason = str(getattr(error, "orig", None) or error)
+        msg = f"the catalog {settings.catalog_file} can't be opened ({reason}): {_cure(reason)}"
         raise CatalogError(msg) from error
+
+
+def _cure(reason: str) -> str:
+    """What to do, by SQLite's own words."""
+    if "locked" in reason:
+        return f"another process has held it for more than {BUSY_TIMEOUT_SECONDS} s; stop that one"
+    if "no such column" in reason:
+        return "it was made by another version of Iceberg's catalogs; use the version that made it, or restore a backup"
+    return "where it is damaged, `sagascope doctor` says what to do"
 
 
 def _open(settings: Settings) -> Catalog:
@@ -74,15 +84,18 @@ def _open(settings: Settings) -> Catalog:
             uri=f"sqlite:///{settings.catalog_file}?timeout={BUSY_TIMEOUT_SECONDS}",
             warehouse=settings.warehouse_folder.as_uri(),
         )
-        _ensure_tables(catalog)
+        _ensure_tables(settings, catalog)
         return catalog
 
 
-def _ensure_tables(catalog: Catalog) -> None:
+def _ensure_tables(settings: Settings, catalog: Catalog) -> None:
     """Make the namespace and the tables that are absent, and add columns that a newer version has."""
     catalog.create_namespace_if_not_exists(NAMESPACE)
     for table in TABLES:
-        if not catalog.table_exists(table.identifier):
+        with reading_metadata(table):
+            exists = catalog.table_exists(table.identifier)
+        if not exists:
+            _refuse_lost(settings, table)
             catalog.create_table(
                 table.identifier,
                 table.schema,
@@ -94,6 +107,37 @@ def _ensure_tables(catalog: Catalog) -> None:
         if set(table.schema.column_names) - set(stored.schema().column_names):
             with stored.update_schema() as update:
                 update.union_by_name(table.schema)
+
+
+def _refuse_lost(settings: Settings, table: Table) -> None:
+    """A table that the catalog does not know may have files: one made anew beside them would hide them, then lose them."""
+    folder = settings.warehouse_folder / NAMESPACE / table.name / "data"
+    if next(folder.rglob("*.parquet"), None):
+        msg = (
+            f"the catalog {settings.catalog_file} does not know table {table.name}, whose rows are in {folder}: the catalog was "
+            f"lost or replaced; restore it from a backup, or move {settings.catalog_file.parent} away to begin anew"
+        )
+        raise CatalogError(msg)
+
+
+@contextmanager
+def reading_metadata(table: Table) -> Iterator[None]:
+    """What is raised for a metadata file that is damaged, gone or of another version names its table and the cure.
+
+    Raises:
+        CatalogError: within the block, in place of PyIceberg's many.
+    """
+    try:
+        yield
+    except (OSError, EOFError, ValueError, LookupError, AssertionError, ValidationError, zlib.error) as error:
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        reason = " ".join(lines[1:2] if isinstance(error, ValidationError) else lines[:1])
+        if "format_version" in reason:
+            cure = "it was written by a newer version; update Sagascope and PyIceberg"
+        else:
+            cure = "restore the file from a backup; the other tables are as they were"
+        msg = f"the metadata of table {table.name} can't be read ({reason.split(' [type=')[0]}): {cure}"
+        raise CatalogError(msg) from error
 
 
 def row_count(catalog: Catalog, table: Table) -> int:

@@ -24,16 +24,17 @@ from pyiceberg.expressions.parser import parse
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.types import TimestamptzType
 
-from warehouse import reports, saga_runs, statistics
-from warehouse.catalog import open_catalog
-from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, TABLES, Table
+from warehouse import coverage, guarded_queries, reports, saga_runs, statistics
+from warehouse.catalog import open_catalog, reading_metadata
+from warehouse.tables import COMPUTED, EVENTS, SAGA_DEFINITIONS, SAGA_RUNS, STATISTICS, TABLES, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from pyiceberg.catalog import Catalog
     from pyiceberg.manifest import DataFile
     from pyiceberg.schema import Schema
+    from pyiceberg.table.snapshots import Snapshot
 
     from warehouse.settings import Settings
 
@@ -41,6 +42,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME = TimestamptzType()  # one for all: PyIceberg takes its time to make one
 
 READING = {duckdb.StatementType.SELECT}  # EXPLAIN would run what it explains, if asked to ANALYZE
+READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+"""Of a SELECT's tree, the queries that only read. `WITH x AS (COPY … TO …) SELECT` is a SELECT, too."""
+RUN_TEXT = {"query", "json_execute_serialized_sql"}
+"""Functions that run a text as SQL, into which nobody has looked."""
+_NODE, _FUNCTION = re.compile(r'(?<=[{,]"type":")\w+_NODE(?=")'), re.compile(r'(?<=[{,]"function_name":")[^"\\]+(?=")')
 
 LISTS_NAMES = re.compile(r"show|information_schema|duckdb_|pg_catalog", re.IGNORECASE)
 """Is found in each query that asks which views and macros there are."""
@@ -66,6 +72,8 @@ class History:
     `abandoned_runs(age := INTERVAL 1 DAY)`. They also see the events of the days before `since` that the setting
     `longest_run_days` says (view `run_events`), so that a run is told whole where it began before.
 
+    `snapshots` tells which snapshot of each table that is, and when it was committed.
+
     Reports (see `warehouse.reports`) are macros: `FROM most_failing_steps(saga := 'order*')`.
     """
 
@@ -81,17 +89,35 @@ class History:
         Raises:
             ReadOnlyError: it is not one statement that only reads.
             duckdb.Error: DuckDB can't parse or run it.
+
+        To fetch the answer, before the history is closed, may raise the errors of
+        `warehouse.guarded_queries`.
         """
         statements = self._connection.extract_statements(query)
         kinds = [statement.type for statement in statements]
-        if len(kinds) != 1 or kinds[0] not in READING:
-            named = ", ".join(kind.name for kind in kinds) or "nothing"
+        written = self._written(query) if kinds == [duckdb.StatementType.SELECT] else []
+        if len(kinds) != 1 or kinds[0] not in READING or written:
+            named = ", ".join(written or [kind.name for kind in kinds]) or "nothing"
             msg = f"the history is read-only: got {named}; allowed: one SELECT, WITH, DESCRIBE or SUMMARIZE"
             raise ReadOnlyError(msg)
         if self._create_what_is_named and MAY_NAME_RUNS.search(query):
             # Only now: to make a view opens files, of days before `since` too.
             self._create_what_is_named(query)
         return self._connection.sql(query, params=parameters)
+
+    def interrupt(self) -> None:
+        """End the query that runs, from another thread: it raises duckdb.InterruptException."""
+        self._connection.interrupt()
+
+    def _written(self, query: str) -> list[str]:
+        """What the parts of a SELECT are that do not only read, by the parser's word for them; DuckDB allows them in WITH."""
+        [(tree,)] = self._connection.cursor().execute("SELECT json_serialize_sql($1)", [query]).fetchall()
+        if not tree.startswith('{"error":false'):
+            return ["a SELECT that can't be judged"]
+        # What is text in the query has its quotes escaped here.
+        nodes = {node.removesuffix("_QUERY_NODE") for node in _NODE.findall(tree) if node not in READING_NODES}
+        functions = {f"{name}()" for name in _FUNCTION.findall(tree) if name.lower() in RUN_TEXT}
+        return sorted(nodes | functions)
 
 
 @contextmanager
@@ -108,6 +134,8 @@ def open(  # noqa: A001 - read as history.open
 
     Raises:
         ValueError: a moment without a time zone, or since after until.
+        DamagedFileError: also within the block: a file that a query reads is damaged or gone.
+        QueryTooLargeError: within the block: a query needs more memory or disk than the settings give it.
     """
     for name, moment in (("since", since), ("until", until)):
         if moment is not None and moment.tzinfo is None:
@@ -121,13 +149,18 @@ def open(  # noqa: A001 - read as history.open
             yield tables
         return
     connection = duckdb.connect(":memory:")
+    planned: dict[Table, _Planned] = {}
     try:
         connection.execute("SET TimeZone = 'UTC'")
-        create_what_is_named = _create_views(connection, catalog, settings, since, until)
-        connection.execute("SET allowed_directories = [?]", [str(settings.warehouse_folder)])
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
+        create_what_is_named = _create_views(connection, catalog, settings, since, until, planned=planned)
+        guarded_queries.guard(connection, settings)
         yield History(connection, create_what_is_named)
+    except duckdb.Error as error:
+        files = {path: stored for table, plan in planned.items() for path, stored in plan.stored(table)}
+        told = guarded_queries.explained(error, files, settings)
+        if told is None:
+            raise
+        raise told from error
     finally:
         connection.close()
 
@@ -138,8 +171,10 @@ def _create_views(
     settings: Settings,
     since: datetime | None,
     until: datetime | None,
+    *,
+    planned: dict[Table, _Planned],
 ) -> Callable[[str], None]:
-    """Create the tables' views; returns what creates those of runs, and the reports that a query names."""
+    """Create the tables' views, fill `planned` with what they read; returns what creates those of runs and named reports."""
     seconds = {table: statistics.window_seconds(settings, table) for table in STATISTICS}
     tail_ends = {table: until and _next_window(until, seconds[table]) for table in STATISTICS}
     plan = partial(_plan, connection, catalog, since=since)
@@ -147,12 +182,13 @@ def _create_views(
     # Without `until`, so that the newest window that is stored is among the files. The statistics before the events: what
     # is committed between the two is then computed from the tail, where the other way round a window closed and stored
     # meanwhile would be told without its events.
-    planned = {table: plan(table, until=None) for table in STATISTICS}
+    planned |= {table: plan(table, until=None) for table in STATISTICS}
+    planned[SAGA_RUNS] = plan(SAGA_RUNS, until=until)
     planned[EVENTS] = plan(EVENTS, since=runs_since, until=max(filter(None, tail_ends.values()), default=None))
     definitions = plan(SAGA_DEFINITIONS, since=None, until=None)  # of a saga that runs since long ago, too
     planned |= {table: plan(table, until=until) for table in TABLES if table not in planned}
     for table, stored in planned.items():
-        name = f"stored_{table.name}" if table in STATISTICS else table.name
+        name = f"stored_{table.name}" if table in COMPUTED else table.name
         connection.execute(f'CREATE VIEW "{name}" AS {stored.select(since, until)}')
     for table in STATISTICS:
         rows = f'SELECT *, FALSE AS "open" FROM "stored_{table.name}"'  # noqa: S608 - ours
@@ -170,14 +206,34 @@ def _create_views(
         if not created:
             connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
             connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
-            saga_runs.create_views(connection, "run_events", "known_definitions", since, until)
+            saga_runs.create_views(
+                connection,
+                "run_events",
+                "known_definitions",
+                since,
+                until,
+                stored=f"stored_{SAGA_RUNS.name}",
+                spans=coverage.covered(planned[SAGA_RUNS].properties),
+            )
             created.add("saga_runs")
         names = {*reports.SOURCES, *reports.NAMES} if LISTS_NAMES.search(query) else reports.named(query)
         if new := names - created:
             reports.create_macros(connection, settings, since, new)
             created.update(new)
 
+    _create_view_of_snapshots(connection, planned)
     return create_what_is_named
+
+
+def _create_view_of_snapshots(connection: duckdb.DuckDBPyConnection, planned: dict[Table, _Planned]) -> None:
+    rows = [
+        f"({_quoted(table.name)}, {one.snapshot.snapshot_id}, make_timestamptz({one.snapshot.timestamp_ms * 1000}))"
+        if one.snapshot
+        else f"({_quoted(table.name)}, NULL::BIGINT, NULL::TIMESTAMPTZ)"
+        for table, one in planned.items()
+    ]
+    columns = "snapshots(table_name, snapshot_id, committed_at)"
+    connection.execute(f"CREATE VIEW snapshots AS SELECT * FROM (VALUES {', '.join(rows)}) AS {columns}")  # noqa: S608 - ours
 
 
 @dataclass(frozen=True)
@@ -185,11 +241,19 @@ class _Planned:
     """A table's newest snapshot: its columns, and those of its files that were asked for."""
 
     schema: Schema
+    snapshot: Snapshot | None
     time_column: str
     types: dict[str, str]
     """DuckDB's type of each column."""
     files: dict[str, DataFile]
     """By path."""
+    properties: Mapping[str, str]
+    """Of the table."""
+
+    def stored(self, table: Table) -> Iterator[tuple[str, guarded_queries.Stored]]:
+        """Where each file belongs."""
+        for path, file in self.files.items():
+            yield path, guarded_queries.Stored(table.name, table.partition_start(file.partition[0]))
 
     def newest(self, column: str) -> datetime | None:
         """The latest moment in a column of the files; None where there are none. No file is opened."""
@@ -253,9 +317,10 @@ def _plan(
 ) -> _Planned:
     stored = catalog.load_table(table.identifier)
     types = duckdb_types(connection, stored.schema())
-    tasks = stored.scan(row_filter=_between(table.time_column, since, until)).plan_files()
-    files = {unquote(urlsplit(task.file.file_path).path): task.file for task in tasks}
-    return _Planned(stored.schema(), table.time_column, types, files)
+    with reading_metadata(table):
+        tasks = stored.scan(row_filter=_between(table.time_column, since, until)).plan_files()
+        files = {unquote(urlsplit(task.file.file_path).path): task.file for task in tasks}
+    return _Planned(stored.schema(), stored.current_snapshot(), table.time_column, types, files, stored.properties)
 
 
 def _between(column: str, since: datetime | None, until: datetime | None) -> BooleanExpression:

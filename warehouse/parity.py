@@ -1,16 +1,20 @@
-"""The account of the topic: per partition, offsets = stored + duplicates + rejected + missing + lag.
+"""The account of the topic: per partition, offsets = stored + duplicates + rejected + expired + missing + lag.
 
 It reads the topic itself, so that it trusts nobody's counters, and can compare each stored row with its record.
 """
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import duckdb
 
 from warehouse import history, topic
+from warehouse.catalog import open_catalog
 from warehouse.record_rows import REFUSED_HASH, ROW_HASH, Judge, as_rows
+from warehouse.retention import kept_since
+from warehouse.tables import EVENTS, REJECTED_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +30,7 @@ NEAR = 5_000
 
 
 class PartitionBalance(NamedTuple):
-    """One partition's account of the offsets in [begin, end): each is one of stored, duplicates, rejected, missing, lag."""
+    """One partition's account of the offsets in [begin, end): each is one of stored, duplicates, rejected, expired, missing, lag."""
 
     partition: int
     """-1: rows that name no partition or topic."""
@@ -48,6 +52,8 @@ class PartitionBalance(NamedTuple):
     """Rows beyond the first of their offset, in both tables together."""
     altered: int
     """Offsets whose row is not what the topic has there; only where rows were compared."""
+    expired: int = 0
+    """Without a row, and older than the tables are kept: see `warehouse.retention`."""
 
     @property
     def is_whole(self) -> bool:
@@ -145,6 +151,11 @@ def _account(
         duckdb.connect(":memory:") as ledger,
     ):
         partitions = topic.partitions_of(consumer, settings)
+        with closing(open_catalog(settings)) as catalog:
+            ledger.execute(
+                "CREATE TABLE kept_since AS SELECT ?::TIMESTAMPTZ AS events, ?::TIMESTAMPTZ AS rejected",
+                [kept_since(catalog, [table]) for table in (EVENTS, REJECTED_EVENTS)],
+            )
         _take_down(ledger, tables, settings.topic, compare=compare)
         starts, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)  # after the rows
         for partition in partitions:
@@ -232,8 +243,9 @@ def _read(
                 FROM rows WHERE p = $p AND o >= $begin AND o < $end GROUP BY o
             ), recorded AS (
                 SELECT o, is_event, hash(event_id) AS id,
+                    CASE WHEN is_event THEN "timestamp" < kept_since.events ELSE record_time < kept_since.rejected END AS is_old,
                     CASE WHEN is_event THEN {ROW_HASH} ELSE {REFUSED_HASH} END AS hash
-                FROM record
+                FROM record, kept_since
             )
             SELECT * FROM (
                 SELECT o, id, CASE
@@ -243,6 +255,7 @@ def _read(
                     WHEN NOT is_event AND refused AND (hash <> refused_lowest OR hash <> refused_highest)
                         THEN 'altered rejected'
                     WHEN is_event AND refused AND NOT kept THEN 'rejected though valid'
+                    WHEN kept IS NULL AND is_old THEN 'expired'
                     WHEN kept IS NULL AND is_event THEN 'no row'
                     WHEN kept IS NULL THEN 'not rejected'
                 END AS kind
@@ -266,6 +279,7 @@ WITH looked AS (
 ), told AS (
     SELECT p, o, CASE
         WHEN is_duplicate THEN 'duplicate'
+        WHEN kind = 'expired' THEN 'expired'
         WHEN kind IN ('no row', 'not rejected') AND after THEN 'lag'
         WHEN kind = 'no row' AND row_number() OVER (PARTITION BY id, kind, after ORDER BY p, o) > 1 THEN 'duplicate'
         WHEN kind IN ('no row', 'not rejected', 'rejected though valid') THEN 'missing'
@@ -299,7 +313,7 @@ def _conclude(ledger: duckdb.DuckDBPyConnection, tables: history.History) -> Acc
         """
         WITH classes AS (
             SELECT p, count(*) FILTER (class = 'duplicate') AS duplicates,
-                count(*) FILTER (class = 'missing') AS missing,
+                count(*) FILTER (class = 'missing') AS missing, count(*) FILTER (class = 'expired') AS expired,
                 count(*) FILTER (class = 'lag') AS lag, sum(times) FILTER (class = 'doubled') AS doubled,
                 sum(times) FILTER (class = 'altered') AS altered,
                 count(*) FILTER (kind = 'rejected though valid') AS wrongly
@@ -314,12 +328,12 @@ def _conclude(ledger: duckdb.DuckDBPyConnection, tables: history.History) -> Acc
         )
         SELECT p, coalesce(begins, 0), coalesce(ends, 0), coalesce(before, 0), coalesce(stored, 0),
             coalesce(duplicates, 0), coalesce(rejected, 0) - coalesce(wrongly, 0), coalesce(missing, 0),
-            coalesce(lag, 0), coalesce(doubled, 0), coalesce(altered, 0)
+            coalesce(lag, 0), coalesce(doubled, 0), coalesce(altered, 0), coalesce(expired, 0)
         FROM bounds FULL JOIN classes USING (p) LEFT JOIN counts USING (p)
         ORDER BY p
         """
     ).fetchall()
-    differing = "FROM finding WHERE class NOT IN ('duplicate', 'lag')"
+    differing = "FROM finding WHERE class NOT IN ('duplicate', 'expired', 'lag')"
     [(found,)] = ledger.execute(f"SELECT count(*) {differing}").fetchall()
     findings = ledger.execute(f"SELECT p, o, kind {differing} ORDER BY p, o LIMIT {SHOWN}").fetchall()
     again = "FROM rows WHERE kept GROUP BY id HAVING min(p) <> max(p) OR min(o) <> max(o)"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from warehouse.history import EPOCH, duckdb_types, read_files
+from warehouse.catalog import reading_metadata
+from warehouse.history import duckdb_types, read_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -51,17 +52,9 @@ def partitioned_files(catalog: Catalog, table: Table) -> PartitionedFiles:
     """What the table's newest snapshot holds. No data file is opened."""
     stored = catalog.load_table(table.identifier)
     files: dict[datetime, list[str]] = {}
-    for task in stored.scan().plan_files():
-        start = _start(table, task.file.partition[0])
+    with reading_metadata(table):
+        tasks = list(stored.scan().plan_files())
+    for task in tasks:
+        start = table.partition_start(task.file.partition[0])
         files.setdefault(start, []).append(unquote(urlsplit(task.file.file_path).path))
     return PartitionedFiles(stored.schema(), files)
-
-
-def _start(table: Table, value: object) -> datetime:
-    """The moment that a partition begins, by its value: a date, or the days or hours since the epoch."""
-    if isinstance(value, date):
-        return datetime.combine(value, time(), UTC)
-    if not isinstance(value, int):
-        msg = f"{table.name}: got a partition {value!r}; allowed: a number of {table.granularity}s since 1970"
-        raise TypeError(msg)
-    return EPOCH + value * (timedelta(days=1) if table.granularity == "day" else timedelta(hours=1))

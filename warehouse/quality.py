@@ -13,6 +13,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -20,14 +21,17 @@ from typing import TYPE_CHECKING
 import duckdb
 import msgspec
 
-from warehouse import windows
+from sagascope.events import SAGA_ENDS
+from warehouse import stored_runs, windows
 from warehouse.catalog import open_catalog
+from warehouse.guarded_queries import DamagedFileError
+from warehouse.imports import SAGAZ_OUTBOX
 from warehouse.partitions import PartitionedFiles, partitioned_files
-from warehouse.rules import EQUALS_EVENTS, FILES_READABLE, LONGEST, ROWS, SAGA_ENDS, Rule, Severity, rules
+from warehouse.rules import EQUALS_EVENTS, FILES_READABLE, LONGEST, ROWS, RUNS_EQUAL_EVENTS, Rule, Severity, rules
 from warehouse.tables import TABLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from warehouse.settings import Settings
     from warehouse.tables import Table
@@ -150,12 +154,21 @@ def count(settings: Settings, table: Table, day: date, files: PartitionedFiles) 
     broken = tuple(FailingRow({"file": path}, unreadable[path]) for path in of_day if path in unreadable)
     others = {FILES_READABLE.name: (len(broken), broken[:SHOWN])}
     if EQUALS_EVENTS in rules(table):
-        others[EQUALS_EVENTS.name] = _compare_windows(settings, table, day)
+        others[EQUALS_EVENTS.name] = _compared(partial(_compare_windows, settings, table, day))
+    if RUNS_EQUAL_EVENTS in rules(table):
+        others[RUNS_EQUAL_EVENTS.name] = _compared(partial(_compare_runs, settings, day))
     return Facts(
         facts.rows,
         facts.failing | {name: number for name, (number, _) in others.items()},
         facts.samples | {name: sample for name, (_, sample) in others.items()},
     )
+
+
+def unreadable(settings: Settings, table: Table, since: datetime, until: datetime) -> dict[str, str]:
+    """The files of a table's days, from that of `since` to before `until`, that can't be read to their end, and why."""
+    with closing(open_catalog(settings)) as catalog, _connect(settings) as connection:
+        files = partitioned_files(catalog, table)
+        return dict(_unreadable(connection, files, files.between(since.date(), until.date())))
 
 
 @contextmanager
@@ -196,6 +209,7 @@ def _count(
                 relation,
                 key=", ".join(f'"{name}"' for name in table.key),
                 ends=", ".join(f"'{end}'" for end in SAGA_ENDS),
+                startless=f"'{SAGAZ_OUTBOX}'",
             )
             connection.execute(f"CREATE OR REPLACE TEMP TABLE {relation} AS {query}")
         counts = ", ".join(f'count(*) FILTER ({rule.fails}) AS "{rule.name}"' for rule in of)
@@ -241,24 +255,35 @@ def _unreadable(
             yield one[1], str(error).partition("\n")[0]
 
 
-def _compare_windows(settings: Settings, table: Table, day: date) -> tuple[int, tuple[FailingRow, ...]]:
-    """How many closed windows of the day differ from the events, and the first of them."""
-    begin = datetime.combine(day, time(), UTC)
+Compared = tuple[int, tuple[FailingRow, ...]]
+"""How many differ from what the events say, and the first of them."""
+
+
+def _compared(compare: Callable[[], Compared]) -> Compared:
+    """What differs; where the events can't be read, that."""
     try:
-        [found] = windows.compare(settings, begin, begin + DAY, of=[table]).tables
-    except duckdb.OutOfMemoryException:
-        raise
-    except duckdb.Error as error:
-        told = FailingRow({}, f"can't be compared: {str(error).partition(chr(10))[0]}")
-        return 1, (told,)
-    sample = tuple(
+        return compare()
+    except DamagedFileError as error:
+        return 1, (FailingRow({}, f"can't be compared: {error}"),)
+
+
+def _compare_windows(settings: Settings, table: Table, day: date) -> Compared:
+    begin = datetime.combine(day, time(), UTC)
+    [found] = windows.compare(settings, begin, begin + DAY, of=[table]).tables
+    return found.differing, tuple(
         FailingRow(
             {"window_start": one.window_start.astimezone(UTC).isoformat(sep=" "), "names": one.names},
             f"{one.what}; counts {one.counted:,} of {one.events:,} events",
         )
         for one in found.shown[:SHOWN]
     )
-    return found.differing, sample
+
+
+def _compare_runs(settings: Settings, day: date) -> Compared:
+    begin = datetime.combine(day, time(), UTC)
+    with closing(open_catalog(settings)) as catalog:
+        number, shown = stored_runs.differences(settings, catalog, begin, begin + DAY)
+    return number, tuple(FailingRow({"run_id": one.run_id}, _shown(one.what)) for one in shown[:SHOWN])
 
 
 def _findings(table: Table, day: date, facts: Facts, verdicts: dict[str, bool]) -> Iterator[Finding]:

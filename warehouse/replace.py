@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,19 @@ class ReplacedMeanwhileError(WarehouseError):
     """Rows that were to be replaced were added or removed by somebody else meanwhile; names the table, and the cure."""
 
 
-def replace_rows(settings: Settings, catalog: Catalog, table: Table, rows: pa.Table, where: BooleanExpression) -> None:
+Properties = Callable[["StoredTable"], "dict[str, str]"]
+"""What properties a table gets, given what it is before."""
+
+
+def replace_rows(
+    settings: Settings,
+    catalog: Catalog,
+    table: Table,
+    rows: pa.Table,
+    where: BooleanExpression,
+    *,
+    properties: Properties | None = None,
+) -> None:
     """Put `rows` in the place of all rows that match `where`, in one commit; a partition left without rows is gone.
 
     One writer a table at a time: a second one waits. The stream's appends are no such writer, and none of them is lost:
@@ -47,16 +60,17 @@ def replace_rows(settings: Settings, catalog: Catalog, table: Table, rows: pa.Ta
         table: Whose rows.
         rows: What is to be there afterwards, with the table's column names; may be empty.
         where: What is to go. The tighter it is, the fewer files are written anew, and the fewer appends conflict.
+        properties: Of the table, to be set by the same commit.
 
     Raises:
         ReplacedMeanwhileError: rows that match `where` were added or removed since, or others committed before each of the
             attempts; nothing is replaced.
     """
-    with _only_writer(settings, table):
+    with only_writer(settings, table):
         for attempt in range(1, ATTEMPTS + 1):
             stored = catalog.load_table(table.identifier)
             try:
-                _replace(stored, rows, where)
+                _replace(stored, rows, where, properties(stored) if properties else {})
             except CommitFailedException as error:  # by its promise nothing has landed
                 if attempt == ATTEMPTS:
                     msg = f"{table.name}: others committed before each of {ATTEMPTS} attempts to replace rows: do it again"
@@ -69,18 +83,30 @@ def replace_rows(settings: Settings, catalog: Catalog, table: Table, rows: pa.Ta
                 return
 
 
-def _replace(stored: StoredTable, rows: pa.Table, where: BooleanExpression) -> None:
+def change_properties(settings: Settings, catalog: Catalog, table: Table, properties: Properties) -> None:
+    """Set properties of a table that follow from what it is, as its only writer."""
+    with only_writer(settings, table):
+        stored = catalog.load_table(table.identifier)
+        if changes := {name: text for name, text in properties(stored).items() if stored.properties.get(name) != text}:
+            with stored.transaction() as change:
+                change.set_properties(changes)
+
+
+def _replace(stored: StoredTable, rows: pa.Table, where: BooleanExpression, properties: dict[str, str]) -> None:
     schema = schema_to_pyarrow(stored.schema(), include_field_ids=False)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), stored.transaction() as change:
         warnings.filterwarnings("ignore", message="Delete operation did not match any records")
         if rows.num_rows:
-            stored.overwrite(rows.select(schema.names).cast(schema), where)
+            change.overwrite(rows.select(schema.names).cast(schema), where)
         else:  # an overwrite with nothing would commit an empty append as well
-            stored.delete(where)
+            change.delete(where)
+        if properties:
+            change.set_properties(properties)
 
 
 @contextmanager
-def _only_writer(settings: Settings, table: Table) -> Iterator[None]:
+def only_writer(settings: Settings, table: Table) -> Iterator[None]:
+    """Be the only one that removes files from the table; awaits another one's end. Who only appends needs no such leave."""
     with (settings.catalog_file.parent / f"{table.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

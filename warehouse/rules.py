@@ -16,14 +16,15 @@ from enum import StrEnum
 from pyiceberg.types import IntegerType, LongType
 
 from sagascope.events import STEP_EVENTS, EventType
-from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, Table
+from warehouse.saga_runs import OUTCOMES
+from warehouse.tables import EVENTS, SAGA_DEFINITIONS, SAGA_RUNS, STATISTICS, Table
 
 LONGEST = timedelta(days=7)
 """A duration above it is doubted, and so far back the start of a run is looked for: a recompute looks no further either."""
-SAGA_ENDS = (EventType.SAGA_COMPLETED, EventType.SAGA_ROLLED_BACK, EventType.SAGA_FAILED)
 ALLOWED: dict[str, tuple[str, ...]] = {
     "event_type": tuple(EventType),
     "phase": ("step", "compensation"),
+    "outcome": OUTCOMES,
 }
 """The values of each column that is an enumeration."""
 
@@ -88,6 +89,9 @@ FILES_READABLE = Rule(
 )
 EQUALS_EVENTS = Rule(
     "equals_events", "Each closed window counts the very events that `events` has of it, and its figures are theirs"
+)
+RUNS_EQUAL_EVENTS = Rule(
+    "equals_events", "Each run that ended in an hour that a recompute has covered is the very row that its events say"
 )
 
 
@@ -174,6 +178,8 @@ def _of_any(
 def _own_rules(table: Table) -> tuple[Rule, ...]:
     if table in STATISTICS:
         return (EQUALS_EVENTS,)
+    if table is SAGA_RUNS:
+        return (RUNS_EQUAL_EVENTS,)
     if table is SAGA_DEFINITIONS:
         return (
             Rule(
@@ -226,10 +232,10 @@ def _rules_of_events() -> tuple[Rule, ...]:
         ),
         Rule(
             "run_has_start",
-            f"A run has a start, on its day or in the {days} days before; one from before the history began has none",
+            f"A run has a start, on its day or in the {days} days before; one from before the history began has none. Nor has one of sagaz's outbox, which tells of no start: it breaks no rule",
             Severity.WARN,
             relation=RUNS,
-            fails="starts = 0",
+            fails="starts = 0 AND NOT is_startless",
             what="'no start'",
             key=run,
         ),

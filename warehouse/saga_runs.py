@@ -11,10 +11,16 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from sagascope.events import SAGA_ENDS
+from warehouse.coverage import gaps
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     import duckdb
+
+    from warehouse.coverage import Gap, Span
 
 SQL = Path(__file__).parent / "sql" / "runs"
 
@@ -38,9 +44,43 @@ def query(events: str = "events", definitions: str = "saga_definitions") -> str:
     return _text("runs", events=events, definitions=definitions)
 
 
+def ended_query(events: str, definitions: str, spans: Sequence[Gap]) -> str:
+    """SQL for one row a run that ended in one of the spans, as `saga_runs` has it; only events of such runs are judged."""
+    ends = ", ".join(f"'{end}'" for end in SAGA_ENDS)
+    return f"""
+        WITH ending AS MATERIALIZED (
+            SELECT DISTINCT run_id FROM {events} WHERE event_type IN ({ends}) AND {in_spans('"timestamp"', spans)}
+        ), ending_events AS NOT MATERIALIZED (
+            SELECT * FROM {events} SEMI JOIN ending USING (run_id)
+        )
+        {_text("saga_runs", runs=f"({query('ending_events', definitions)})", span=in_spans("ended_at", spans))}
+    """  # noqa: S608 - ours
+
+
+def open_query(events: str, definitions: str) -> str:
+    """SQL for one row a run of which no end is known; only events of such runs are judged."""
+    ends = ", ".join(f"'{end}'" for end in SAGA_ENDS)
+    return f"""
+        WITH unended AS MATERIALIZED (
+            -- By the hash: 8 bytes a run in memory instead of its id.
+            SELECT run_id FROM {events} SEMI JOIN (
+                SELECT hash(run_id) AS run_hash FROM {events} GROUP BY run_hash HAVING NOT bool_or(event_type IN ({ends}))
+            ) ON hash(run_id) = run_hash GROUP BY run_id
+        ), open_events AS NOT MATERIALIZED (
+            SELECT * FROM {events} SEMI JOIN unended USING (run_id)
+        )
+        SELECT * FROM ({query("open_events", definitions)})
+    """  # noqa: S608 - ours
+
+
 def step_query(events: str = "events") -> str:
     """SQL for one row an execution of a step or of a compensation. Durations are in ms; derived where none was measured."""
     return _text("step_runs", events=events)
+
+
+def single_events_query(events: str = "events") -> str:
+    """SQL for the events, each id once."""
+    return _text("single_events", events=events)
 
 
 def create_views(
@@ -49,6 +89,9 @@ def create_views(
     definitions: str,
     since: datetime | None = None,
     until: datetime | None = None,
+    *,
+    stored: str = "",
+    spans: Sequence[Span] = (),
 ) -> None:
     """Create the views `runs`, `saga_runs`, `open_runs`, `step_runs` and the macros `as_of()` and `abandoned_runs(age)`.
 
@@ -61,16 +104,20 @@ def create_views(
         definitions: Name of a relation with all definitions.
         since: Inclusive, aware; None is unbounded.
         until: Exclusive, aware; None is unbounded.
+        stored: Name of a relation with the rows of runs that ended in `spans`, for these are not computed.
+        spans: In order and apart.
     """
     now = f"least(now(), TIMESTAMPTZ '{until.isoformat()}')" if until else "now()"
     connection.execute(f"CREATE OR REPLACE MACRO as_of() AS {now}")
     connection.execute(f"CREATE OR REPLACE VIEW runs AS {query(events, definitions)}")
-    connection.execute(
-        f"CREATE OR REPLACE VIEW saga_runs AS {_text('saga_runs', span=within('ended_at', since, until))}"
+    left = gaps(spans, since, until)
+    computed = ended_query(events, definitions, left) if left else ""
+    kept = f"SELECT * FROM {stored} WHERE {within('ended_at', since, until)}" if spans else ""  # noqa: S608 - ours
+    connection.execute(f"CREATE OR REPLACE VIEW saga_runs AS {_joined(kept, computed)}")
+    still_open = _text(
+        "open_runs", runs=f"({open_query(events, definitions)})", span=within("last_event_at", since, until)
     )
-    connection.execute(
-        f"CREATE OR REPLACE VIEW open_runs AS {_text('open_runs', span=within('last_event_at', since, until))}"
-    )
+    connection.execute(f"CREATE OR REPLACE VIEW open_runs AS {still_open}")
     connection.execute(
         f"CREATE OR REPLACE MACRO abandoned_runs(age := INTERVAL 1 DAY) AS TABLE {_text('abandoned_runs')}"
     )
@@ -78,11 +125,29 @@ def create_views(
     connection.execute(f"CREATE OR REPLACE VIEW step_runs AS {steps}")
 
 
+def _joined(stored: str, computed: str) -> str:
+    """SQL for the rows of both, either of which may be none."""
+    if not (stored and computed):
+        return stored or computed
+    return f"""
+        WITH computed AS MATERIALIZED ({computed})
+        FROM computed
+        UNION ALL BY NAME
+        -- A run that has told a second end since is one run.
+        SELECT * FROM ({stored}) ANTI JOIN computed USING (run_id)
+    """  # noqa: S608 - ours
+
+
 def _text(name: str, **names: str) -> str:
     text = (SQL / f"{name}.sql").read_text(encoding="utf-8")
     if "${single_events}" in text:
         names["single_events"] = _text("single_events", events=names["events"])
     return Template(text).substitute(names)
+
+
+def in_spans(column: str, spans: Sequence[Gap]) -> str:
+    """SQL that is true of moments in one of the spans."""
+    return "(" + " OR ".join(f"({within(column, since, until)})" for since, until in spans) + ")" if spans else "FALSE"
 
 
 def within(column: str, since: datetime | None, until: datetime | None) -> str:

@@ -18,7 +18,23 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
 Days = Annotated[int, Meta(ge=1, le=36_500)]
+KeptDays = Annotated[int, Meta(ge=0, le=36_500)]
+Bytes = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,5} ?[KMGT]iB$")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
+
+
+def byte_count(size: str) -> int:
+    """The bytes of a size like `4GiB`, `11.7 GiB` or `512MiB`.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?(bytes|[KMGT]iB)", size)
+    if match is None:
+        msg = f"{size!r} is no size; write it like 512MiB or 4GiB"
+        raise ValueError(msg)
+    power = 0 if match[2] == "bytes" else 1 + "KMGT".index(match[2][0])
+    return int(float(match[1]) * 1024**power)
 
 
 class InvalidSettingError(ValueError):
@@ -52,8 +68,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How often the job commits: the freshness of the tables."""
     snapshots_kept_minutes: Positive = 60
     """For how long what was current stays readable: the longest that a query or the commit of a recompute may take."""
+    target_file_mb: Positive = 128
+    """Size of the files, in MiB, that compaction makes of small ones; those of three quarters of it or more stay as they are."""
+    orphans_kept_hours: Positive = 24
+    """How old a file that no snapshot names has to be before it is deleted: longer than any commit may be on its way."""
+    events_kept_days: KeptDays = 0
+    """So many whole days of `events`, besides today, are kept; at least `longest_run_days`. 0: all."""
+    rejected_events_kept_days: KeptDays = 0
+    """The same of `rejected_events`."""
+    statistics_kept_days: KeptDays = 0
+    """The same of each statistic. They may be kept for longer than the events that they were computed from."""
     longest_run_days: Days = 7
     """So many days before those asked for are read, too, for the beginnings of runs that ended within them."""
+    sql_memory: Bytes = "4GiB"
+    """What one query over the history may keep in memory, in KiB, MiB, GiB or TiB; never more than half of the machine's."""
+    sql_disk: Bytes = "16GiB"
+    """And, beyond it, on the disk while it runs; never more than half of what is free there."""
     redis_url: str = ""
     """The demo's sagas are told to this Redis, too; empty: to one at redis://127.0.0.1:6379/0, if it answers."""
     elasticsearch_url: str = ""
@@ -70,6 +100,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """YAML file of the targets that `sagascope report sla_compliance` judges by."""
     alert_url: str = ""
     """Where Dagster posts that a run failed, as JSON with `text`; empty: nowhere."""
+    import_url: str = ""
+    """Where Dagster imports sagaz's outbox from: postgresql://user:password@host/database, or the path of a SQLite file."""
+    import_files: str = ""
+    """What files of events Dagster imports: paths and patterns, parted by colons, of Parquet and JSON lines."""
 
     def __post_init__(self) -> None:
         if strange := sorted(set(re.findall(r"[^A-Za-z0-9/._~+=@-]", str(self.root)))):
@@ -80,6 +114,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidSettingError(msg)
         if 3_600 % self.window_seconds:
             msg = f"{PREFIX}WINDOW_SECONDS={self.window_seconds}: statistics are kept by the hour; set it to a divisor of 3600"
+            raise InvalidSettingError(msg)
+
+        if 0 < self.events_kept_days < self.longest_run_days:
+            msg = (
+                f"{PREFIX}EVENTS_KEPT_DAYS={self.events_kept_days}: a run that is still open may have begun "
+                f"{self.longest_run_days} days ago ({PREFIX}LONGEST_RUN_DAYS); keep as many days of events, or all: 0"
+            )
             raise InvalidSettingError(msg)
 
     @classmethod
@@ -99,10 +140,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 msgspec.convert({name: value}, cls, strict=False)
             except msgspec.ValidationError as error:
                 if isinstance(error.__cause__, InvalidSettingError):
-                    raise error.__cause__ from None
+                    continue  # what settings say together is judged below
                 msg = f"{PREFIX}{name.upper()}={value!r}: {str(error).split(' - at ')[0]}"
                 raise InvalidSettingError(msg) from error
-        return msgspec.convert(given, cls, strict=False)
+        try:
+            return msgspec.convert(given, cls, strict=False)
+        except msgspec.ValidationError as error:
+            if isinstance(error.__cause__, InvalidSettingError):
+                raise error.__cause__ from None
+            raise
 
     def environment(self) -> dict[str, str]:
         """The same settings as variables, for a process that is started."""

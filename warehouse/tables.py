@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from typing import Any, Literal
 
 from pyiceberg.partitioning import PartitionField, PartitionSpec
@@ -19,6 +20,7 @@ from pyiceberg.types import (
     MapType,
     NestedField,
     StringType,
+    StructType,
     TimestamptzType,
 )
 
@@ -46,6 +48,7 @@ class Table:
         key: The columns that identify a row.
         time_column: The column that it is partitioned by.
         granularity: The partition's width, UTC.
+        sorted_by: How compaction sorts the rows of a file; None: by the key.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Table:
     key: tuple[str, ...]
     time_column: str
     granularity: Literal["day", "hour"]
+    sorted_by: tuple[str, ...] | None = None
 
     @property
     def identifier(self) -> tuple[str, str]:
@@ -77,6 +81,15 @@ class Table:
         transform: Transform[Any, Any] = DayTransform() if self.granularity == "day" else HourTransform()
         field = PartitionField(source, 1000, transform, f"{self.time_column}_{self.granularity}")
         return PartitionSpec(field)
+
+    def partition_start(self, value: object) -> datetime:
+        """The moment that a partition begins, by its value: a date, or the days or hours since the epoch."""
+        if isinstance(value, date):
+            return datetime.combine(value, time(), UTC)
+        if not isinstance(value, int):
+            msg = f"{self.name}: got a partition {value!r}; allowed: a number of {self.granularity}s since 1970"
+            raise TypeError(msg)
+        return datetime.fromtimestamp(value * (86_400 if self.granularity == "day" else 3_600), UTC)
 
 
 _STRING, _BYTES, _LONG, _INT, _DOUBLE, _BOOL, _TIME = (
@@ -123,6 +136,7 @@ EVENTS = Table(
     key=("event_id",),
     time_column="timestamp",
     granularity="day",
+    sorted_by=("timestamp", "run_id", "sequence"),
 )
 
 STEP_STATS = Table(
@@ -207,6 +221,7 @@ REJECTED_EVENTS = Table(
     key=("source_topic", "source_partition", "source_offset"),
     time_column="record_time",
     granularity="day",
+    sorted_by=("record_time", "source_partition", "source_offset"),
 )
 
 SAGA_DEFINITIONS = Table(
@@ -226,7 +241,48 @@ SAGA_DEFINITIONS = Table(
     granularity="day",
 )
 
+SAGA_RUNS = Table(
+    name="saga_runs",
+    doc="What became of each run that ended; written by recomputes, and computed from events where none was yet.",
+    columns=(
+        Column("run_id", _STRING, "one execution of the saga", required=True),
+        Column("saga_id", _STRING, "whose run it was", required=True),
+        Column("saga_name", _STRING, "the kind of saga", required=True),
+        Column("outcome", _STRING, "completed, rolled_back, compensation_failed …", required=True),
+        Column("started_at", _TIME, "its start, or its first event that is known", required=True),
+        Column("ended_at", _TIME, "its end", required=True),
+        Column("total_ms", _LONG, "from start to end"),
+        Column("total_derived", _BOOL, "total_ms is a difference of timestamps, not measured", required=True),
+        Column("failing_step", _STRING, "the step that failed first, for good"),
+        Column("error_type", _STRING, "class of its error"),
+        Column("error_message", _STRING, "the error's text, cut at 8 KiB"),
+        Column("steps_done", ListType(1001, _STRING, element_required=False), "steps that succeeded, in order"),
+        Column("steps_undone", ListType(1002, _STRING, element_required=False), "of these, those undone, in order"),
+        Column(
+            "residual_effects",
+            ListType(
+                1003,
+                StructType(
+                    NestedField(1004, "step_name", _STRING, required=False),
+                    NestedField(1005, "reason", _STRING, required=False),
+                ),
+                element_required=False,
+            ),
+            "steps that succeeded and stand though the run failed, and why",
+        ),
+        Column("wasted_ms", _LONG, "work that was undone, and the undoing"),
+        Column("attributes", MapType(1006, _STRING, 1007, _STRING, value_required=False), "allow-listed values"),
+        Column("definition_id", _STRING, "hash of the saga's definition"),
+    ),
+    key=("run_id",),
+    time_column="ended_at",
+    granularity="day",
+)
+
 STATISTICS = (STEP_STATS, SAGA_STATS, STEP_DURATIONS)
 """What is computed from `events`, window by window, and can be computed again."""
 
-TABLES = (EVENTS, REJECTED_EVENTS, *STATISTICS, SAGA_DEFINITIONS)
+COMPUTED = (*STATISTICS, SAGA_RUNS)
+"""What a recompute writes."""
+
+TABLES = (EVENTS, REJECTED_EVENTS, *COMPUTED, SAGA_DEFINITIONS)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyiceberg.types import DoubleType
 
 from warehouse import history, statistics
-from warehouse.tables import SAGA_STATS, STATISTICS, STEP_DURATIONS, STEP_STATS
+from warehouse.catalog import open_catalog
+from warehouse.retention import kept_since
+from warehouse.tables import EVENTS, SAGA_STATS, STATISTICS, STEP_DURATIONS, STEP_STATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,7 +99,7 @@ def compare(
     *,
     of: Sequence[Table] = STATISTICS,
 ) -> Comparison:
-    """Compare every closed window that starts in [since, until), aware moments.
+    """Compare every closed window that starts in [since, until), aware moments, and that is kept (see `warehouse.retention`).
 
     Args:
         settings: Where the tables are.
@@ -108,6 +111,11 @@ def compare(
     with history.open(settings) as tables:
         newest = _closed(tables, settings)
     closed = closed or newest
+    with closing(open_catalog(settings)) as catalog:
+        # What was deleted by age, here or there, is no difference.
+        since = max(filter(None, (since, kept_since(catalog, (EVENTS, *of)))), default=None)
+    if since and until and since >= until:
+        return Comparison(closed, [TableDifferences(table.name, 0, 0, [], 0, {}) for table in of])
     widest = _widest(settings)
     # Only files of the span: a damaged one elsewhere is no matter of it, and a year has many.
     with history.open(settings, since and since - widest, until and until + widest) as tables:

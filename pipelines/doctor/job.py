@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from pyiceberg.expressions.parser import parse
 
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.doctor.findings import Finding, counted, fault, ok, warning
@@ -124,4 +125,7 @@ def _rows(settings: Settings) -> int:
     if not settings.catalog_file.exists():
         return 0
     with reading(settings) as catalog:
-        return row_count(catalog, EVENTS) if catalog.table_exists(EVENTS.identifier) else 0
+        if not catalog.table_exists(EVENTS.identifier):
+            return 0
+        of_topic = catalog.load_table(EVENTS.identifier).scan(row_filter=parse(f"source_topic = '{settings.topic}'"))
+        return row_count(catalog, EVENTS) if any(of_topic.plan_files()) else 0  # what is imported came from no topic

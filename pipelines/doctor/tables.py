@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 from pyiceberg.catalog.sql import SqlCatalog
-from pyiceberg.exceptions import NoSuchTableError
+from pyiceberg.exceptions import NoSuchTableError, ValidationError
 
 from pipelines.doctor.findings import Finding, counted, fault, ok, size, warning
 from warehouse.catalog import CATALOG_NAME
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyiceberg.catalog import Catalog
+    from pyiceberg.schema import Schema
 
     from warehouse.settings import Settings
     from warehouse.tables import Table
@@ -73,18 +75,22 @@ def reading(settings: Settings) -> Iterator[Catalog]:
         yield opened
 
 
+def _types(schema: Schema) -> dict[str, str]:
+    """Of each column, without the ids of what is nested in it: a catalog gives its own."""
+    return {field.name: re.sub(r"\b\d+: ", "", str(field.field_type)) for field in schema.fields}
+
+
 def _table(opened: Catalog, table: Table, settings: Settings) -> list[Finding]:
     area = "tables"
     try:
         stored = opened.load_table(table.identifier)
     except NoSuchTableError:
         return [warning(area, f"{table.name} is not there", "the next `sagascope analyze` makes it, empty")]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ValidationError) as error:
         cure = f"bring its metadata files back from a copy, or start afresh: {afresh(settings)}"
         return [fault(area, f"{table.name} is in the catalog, but can't be read: {error}", cure)]
     findings = []
-    types = {field.name: str(field.field_type) for field in stored.schema().fields}
-    declared = {column.name: str(column.type) for column in table.columns}
+    types, declared = (_types(schema) for schema in (stored.schema(), table.schema))
     if lacking := sorted(set(declared) - set(types)):
         cure = "the next `sagascope analyze` adds them, NULL in older rows"
         findings.append(warning(area, f"{table.name} lacks columns {', '.join(lacking)}", cure))
@@ -99,7 +105,7 @@ def _table(opened: Catalog, table: Table, settings: Settings) -> list[Finding]:
     metadata = Path(unquote(urlsplit(stored.metadata_location).path)).parent
     taken = f"{counted(snapshots, 'snapshot')}, {size(_taken(metadata))} of metadata"
     if snapshots > SNAPSHOTS_KEPT:
-        cure = f"`python -m jobs.upkeep`; the job does so each minute: why it did not stands in {settings.logs}/analytics.log"
+        cure = f"`sagascope maintain expire`; the job does so each minute: why it did not stands in {settings.logs}/analytics.log"
         findings.append(warning(area, f"{table.name}: {taken}: upkeep does not run", cure))
     return findings or [ok(area, f"{table.name}: {len(types)} columns, {taken}")]
 

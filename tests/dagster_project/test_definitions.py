@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pytest
 
-from dagster_project.assets import COMPUTED, WATCHED, asset_of
+from dagster_project.assets import WATCHED, asset_of
 from dagster_project.definitions import defs
+from dagster_project.imports import IMPORTS
 from dagster_project.partitions import DAYS, START
 from warehouse.settings import CHECKOUT
-from warehouse.tables import EVENTS, STATISTICS, TABLES
+from warehouse.tables import COMPUTED, EVENTS, STATISTICS, TABLES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +33,11 @@ def test_names() -> None:
     """Whoever renames an asset, a job or a sensor, and so loses its history, sees it here."""
     assert sorted(spec.key.to_user_string() for spec in defs.resolve_all_asset_specs()) == [
         "events",
+        "imported_files",
+        "imported_sagaz_outbox",
         "rejected_events",
         "saga_definitions",
+        "saga_runs",
         "saga_stats",
         "step_durations",
         "step_stats",
@@ -46,7 +50,7 @@ def test_names() -> None:
         "daily_quality",
     ]
     assert [sensor.name for sensor in defs.sensors or ()] == ["new_rows", "mend", "failed_runs"]
-    assert sorted(defs.resources or ()) == ["lake"]
+    assert sorted(defs.resources or ()) == ["imports", "lake"]
 
 
 def test_each_table_is_an_asset() -> None:
@@ -58,6 +62,7 @@ def test_each_table_is_an_asset() -> None:
     assert {key.to_user_string() for key in graph.executable_asset_keys} == {
         *(table.name for table in COMPUTED),
         "upkeep",
+        *(asset.key.to_user_string() for asset in IMPORTS),
     }
 
 
@@ -73,7 +78,7 @@ def test_an_asset_says_what_its_table_says(table: Table) -> None:
     assert [column.constraints.nullable for column in schema.columns] == [
         not column.required for column in table.columns
     ]
-    assert (spec.freshness_policy is None) == (table.name in ("rejected_events", "saga_definitions"))
+    assert (spec.freshness_policy is None) == (table not in (EVENTS, *STATISTICS))
 
 
 def test_statistics_come_from_events() -> None:

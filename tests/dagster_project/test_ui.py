@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.error import URLError
-from urllib.request import Request, urlopen
+from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
-from dagster_project.assets import COMPUTED
-from warehouse.settings import CHECKOUT
-from warehouse.tables import EVENTS, STEP_STATS, TABLES
+from dagster_project.imports import IMPORTS
+from tests.dagster_project.dagster_dev import REPORTS, Dagster, dagster_dev
+from warehouse.tables import COMPUTED, EVENTS, STATISTICS, STEP_STATS, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.dagster_project.conftest import Lake
-
-Answer = TypeVar("Answer")
-
-SECONDS_TO_ANSWER = 60
-SECONDS_TO_STOP = 10
 
 ASSETS = """{
     assetNodes {
@@ -43,19 +25,6 @@ ASSETS = """{
         isExecutable
         kinds
         metadataEntries { ... on TableSchemaMetadataEntry { schema { columns { name } } } }
-    }
-}"""
-REPORTS = """query Reports($asset: AssetKeyInput!) {
-    assetNodeOrError(assetKey: $asset) {
-        ... on AssetNode {
-            assetMaterializations {
-                partition
-                metadataEntries { label ... on IntMetadataEntry { intValue } ... on TextMetadataEntry { text } }
-            }
-            assetPartitionStatuses {
-                ... on TimePartitionStatuses { ranges { startKey endKey status } }
-            }
-        }
     }
 }"""
 OUR_CODE = 'repositoryLocationName: "dagster_project.definitions", repositoryName: "__repository__"'
@@ -73,46 +42,6 @@ SENSORS = f"""{{
 }}"""
 
 
-@dataclass(frozen=True)
-class Dagster:
-    """A running `dagster dev`, asked through the GraphQL API that its pages use."""
-
-    port: int
-    log: Path
-
-    def ask(self, query: str, **variables: object) -> Any:
-        """The answer's data."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        url = f"http://127.0.0.1:{self.port}/graphql"
-        request = Request(url, body, {"Content-Type": "application/json"})
-        with urlopen(request, timeout=10) as response:  # noqa: S310 - http on this machine
-            answer = json.load(response)
-        assert "errors" not in answer, answer["errors"]
-        return answer["data"]
-
-    def reports(self, asset: str) -> dict[str, dict[str, Any]]:
-        """The metadata of the newest report of each day."""
-        node = self.ask(REPORTS, asset={"path": [asset]})["assetNodeOrError"]
-        return {
-            report["partition"]: {
-                entry["label"]: entry.get("intValue", entry.get("text")) for entry in report["metadataEntries"]
-            }
-            for report in reversed(node["assetMaterializations"])
-        }
-
-    def wait_for(self, look: Callable[[], Answer]) -> Answer:
-        """What `look` returns, once it is truthy; fails with the end of the log."""
-        deadline = time.monotonic() + SECONDS_TO_ANSWER
-        while time.monotonic() < deadline:
-            try:
-                if answer := look():
-                    return answer
-            except (URLError, ConnectionError):
-                pass  # not up yet
-            time.sleep(0.3)
-        pytest.fail(f"no answer in {SECONDS_TO_ANSWER} s; the log ends with\n{self.log.read_text()[-3000:]}")
-
-
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory, new_lake: Callable[[Path], Lake]) -> Lake:
     """Three days of events, two of statistics."""
@@ -125,45 +54,18 @@ def shown(tmp_path_factory: pytest.TempPathFactory, new_lake: Callable[[Path], L
 
 @pytest.fixture(scope="module")
 def dagster(tmp_path_factory: pytest.TempPathFactory, shown: Lake) -> Iterator[Dagster]:
-    """`dagster dev` on a free port, with a home of its own; afterwards it and all its children are gone."""
-    home = tmp_path_factory.mktemp("dagster")
-    shutil.copy(CHECKOUT / "dagster_project" / "dagster.yaml", home)
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    quick = {"DAGSTER_HOME": str(home), "FRESHNESS_DAEMON_INTERVAL_SECONDS": "2"}
-    command = [sys.executable, "-m", "dagster", "dev", "-m", "dagster_project.definitions", "-h", "127.0.0.1"]
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "-p", str(port)],
-            cwd=CHECKOUT,
-            env=os.environ | shown.settings.environment() | quick,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    running = Dagster(port, home / "log")
-    try:
-        running.wait_for(lambda: running.ask("{ version }"))
+    """`dagster dev` over that lake."""
+    with dagster_dev(tmp_path_factory.mktemp("dagster"), shown.settings) as running:
         yield running
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(SECONDS_TO_STOP)
-        except subprocess.TimeoutExpired:  # where we were started with SIGINT ignored, so is it
-            process.kill()
-            process.wait()
-        for straggler in psutil.wait_procs(family, timeout=1)[1]:
-            straggler.kill()
-        assert not psutil.wait_procs(family, timeout=5)[1]
 
 
 def test_the_assets_are_shown(dagster: Dagster) -> None:
     """Every table is shown with words, columns, kinds and lineage; those that are computed can be computed again."""
     nodes = {node["assetKey"]["path"][0]: node for node in dagster.ask(ASSETS)["assetNodes"]}
-    assert nodes.keys() == {*(table.name for table in TABLES), "upkeep"}
-    for table in COMPUTED:
+    assert nodes.keys() == {table.name for table in TABLES} | {"upkeep"} | {
+        asset.key.to_user_string() for asset in IMPORTS
+    }
+    for table in STATISTICS:
         assert nodes[table.name]["dependencyKeys"] == [{"path": ["events"]}]
     for table in TABLES:
         node = nodes[table.name]

@@ -20,9 +20,11 @@ import pytest
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
 from jobs.flink import prepare_jvm
-from jobs.upkeep import FLINK_MARK, Expired, expire, load_java_table, open_java_catalog
+from jobs.java_iceberg import load_java_table, open_java_catalog
+from jobs.upkeep import expire
 from warehouse import history
 from warehouse.catalog import TABLE_PROPERTIES, open_catalog
+from warehouse.maintenance import FLINK_MARK, Outcome
 from warehouse.tables import EVENTS, REJECTED_EVENTS, TABLES
 
 if TYPE_CHECKING:
@@ -157,7 +159,7 @@ def test_four_thousand_commits_take_no_more_than_one_thousand(stream: Stream) ->
         samples.append(disk(stream))
         [outcome] = [one for one in keep_newest(stream, 100) if one.table == "events"]
         assert outcome.reason == ""
-        assert outcome.expired >= 100
+        assert outcome.snapshots_expired >= 100
     early, late = (
         {field: max(getattr(sample, field) for sample in some) for field in Disk.__struct_fields__}
         for some in (samples[4:9], samples[-5:])  # the first ones still see metadata files of before the expiry
@@ -257,13 +259,13 @@ def test_the_stream_and_a_recompute_commit_meanwhile(stream: Stream) -> None:
 
     with ThreadPoolExecutor() as pool:
         writers = [pool.submit(append), pool.submit(recompute)]
-        outcomes: list[Expired] = []
+        outcomes: list[Outcome] = []
         while not all(writer.done() for writer in writers):
             outcomes += keep_newest(stream, 25)  # what a recompute began from must stay until it is committed
         for writer in writers:
             writer.result()
     assert [outcome.reason for outcome in outcomes if outcome.reason] == []
-    assert sum(outcome.expired for outcome in outcomes) > 50
+    assert sum(outcome.snapshots_expired for outcome in outcomes) > 50
     with open_catalog(stream.settings) as catalog:
         ids = catalog.load_table(EVENTS.identifier).scan().to_arrow()["event_id"].to_pylist()
     assert sorted(ids) == ["first"] * 91 + ["recomputed 4"]
@@ -283,7 +285,7 @@ def test_as_a_process_it_prints_a_line_a_table(local: Settings) -> None:
             metadata = Path(stored.metadata_location.removeprefix("file://"))
             metadata.write_text(TIMES.sub(an_hour_earlier, metadata.read_text(encoding="utf-8")), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.upkeep"],
+        [sys.executable, "-m", "jobs.upkeep", "expire"],
         env=os.environ | msgspec.structs.replace(local, snapshots_kept_minutes=50).environment(),
         capture_output=True,
         text=True,
@@ -292,22 +294,18 @@ def test_as_a_process_it_prints_a_line_a_table(local: Settings) -> None:
     )
     lines = {line["table"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert list(lines) == [table.name for table in TABLES], done.stderr
-    assert lines.pop("events") == {
-        "job": "upkeep",
-        "status": "finished",
-        "table": "events",
-        "expired": 2,
-        "kept": 1,
-        "reason": "",
-    }
+    told = lines.pop("events")
+    assert (told["job"], told["status"], told["action"], told["reason"]) == ("upkeep", "finished", "expire", "")
+    assert (told["snapshots_expired"], told["snapshots_kept"]) == (2, 1)
     failed = lines.pop("rejected_events")
-    assert (failed["status"], failed["expired"], failed["kept"]) == ("failed", 0, 3)
+    assert (failed["status"], failed["snapshots_expired"], failed["snapshots_kept"]) == ("failed", 0, 3)
     assert "GC is disabled" in failed["reason"]
-    assert {(line["status"], line["expired"], line["kept"]) for line in lines.values()} == {("finished", 0, 0)}
+    others = {(line["status"], line["snapshots_expired"], line["snapshots_kept"]) for line in lines.values()}
+    assert others == {("finished", 0, 0)}
     assert done.returncode == 1
 
 
-def keep_newest(stream: Stream, snapshots: int) -> list[Expired]:
+def keep_newest(stream: Stream, snapshots: int) -> list[Outcome]:
     """Expire as if the retention were just over for all but the newest snapshots."""
     with open_catalog(stream.settings) as catalog:
         times = [one.timestamp_ms for one in catalog.load_table(EVENTS.identifier).snapshots()]

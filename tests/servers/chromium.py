@@ -25,10 +25,10 @@ class Loaded(NamedTuple):
     """What the page complained of: errors of scripts, and loads that its policy forbade."""
 
 
-def load(page: Path, folder: Path, *options: str) -> Loaded:
+def load(url: str, folder: Path, *options: str, seconds: int = 5) -> Loaded:
     """Open the page in a browser of its own, whose state is in the folder.
 
-    Its time is virtual: five seconds of it pass as soon as nothing is left to be done.
+    Its time is virtual: the seconds pass as soon as nothing is left to be done.
     """
     command = require_debian("chromium", "chromium")
     log = folder / "net.json"
@@ -40,10 +40,10 @@ def load(page: Path, folder: Path, *options: str) -> Loaded:
         f"--user-data-dir={folder / 'profile'}",
         f"--log-net-log={log}",
         "--enable-logging=stderr",
-        "--virtual-time-budget=5000",
+        f"--virtual-time-budget={seconds * 1000}",
     ]
     done = subprocess.run(
-        [command, *arguments, *options, "--dump-dom", page.as_uri()], capture_output=True, check=True, timeout=SECONDS
+        [command, *arguments, *options, "--dump-dom", url], capture_output=True, check=True, timeout=SECONDS
     )
     console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
     return Loaded(done.stdout.decode(), _requests(log), console)

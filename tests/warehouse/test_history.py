@@ -15,6 +15,7 @@ from pyiceberg.types import LongType
 
 from warehouse import history
 from warehouse.catalog import open_catalog
+from warehouse.guarded_queries import DamagedFileError
 from warehouse.history import ReadOnlyError
 from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, STEP_STATS, Table
 
@@ -76,7 +77,7 @@ def test_files_outside_the_bounds_are_not_read(lake: Settings, add_events: Calla
     path = urlsplit(lost.file.file_path).path
     __import__("pathlib").Path(path).unlink()
     assert ids(lake, MIDNIGHT + 24 * HOUR) == ["e1"]
-    with pytest.raises(duckdb.IOException):
+    with pytest.raises(DamagedFileError, match=r"events of 2026-11-20 can.t be read"):
         ids(lake)
 
 
@@ -377,3 +378,15 @@ def test_views_of_runs_are_among_the_tables(lake: Settings) -> None:
         assert {"saga_runs", "open_runs", "step_runs", "events", "step_stats"} <= names
         for view in ("saga_runs", "OPEN_RUNS", '"step_runs"', "abandoned_runs()"):
             assert tables.sql(f"FROM {view}").fetchall() == []
+
+
+def test_a_history_says_of_which_snapshots_it_is(lake: Settings, add_events: Callable[..., None]) -> None:
+    """A row a table: its snapshot and when that was committed; none before the first commit."""
+    add_events(MIDNIGHT)
+    stored = open_catalog(lake).load_table(EVENTS.identifier).current_snapshot()
+    assert stored
+    with history.open(lake) as tables:
+        rows = {name: (number, at) for name, number, at in tables.sql("FROM snapshots").fetchall()}
+    assert rows["events"][0] == stored.snapshot_id
+    assert rows["events"][1] == datetime.fromtimestamp(stored.timestamp_ms / 1000, UTC)
+    assert rows["step_stats"] == (None, None)

@@ -14,6 +14,7 @@ from warehouse.tables import (
     EVENTS,
     REJECTED_EVENTS,
     SAGA_DEFINITIONS,
+    SAGA_RUNS,
     SAGA_STATS,
     STEP_DURATIONS,
     STEP_STATS,
@@ -152,6 +153,22 @@ FAULTS = {
         {"source_topic": "t", "source_partition": "0", "source_offset": "7"},
         "2 rows",
     ),
+    "a run that is not as its events say": Fault(
+        SAGA_RUNS,
+        put(0, wasted_ms=77),
+        "equals_events",
+        {"run_id": "r0"},
+        "differs in wasted_ms",
+    ),
+    "a run that is lost": Fault(SAGA_RUNS, lambda rows: rows.pop(0), "equals_events", {"run_id": "r0"}, "no row"),
+    "an outcome that is none": Fault(
+        SAGA_RUNS,
+        put(0, outcome="won"),
+        "outcome_known",
+        {"run_id": "r0", "ended_at": "2026-11-20 12:00:03+00"},
+        "outcome is won",
+        also=DIFFERS,
+    ),
     "steps that are no list": Fault(
         SAGA_DEFINITIONS,
         put(0, steps="pay"),
@@ -269,8 +286,12 @@ def test_a_damaged_file_of_another_day_is_no_matter_of_this_one(lake: Settings) 
     damaged = next(path for path in paths(lake, EVENTS) if "2026-11-17" in str(path))
     damaged.write_bytes(b"no Parquet")
     for table in TABLES:
-        assert broken(lake, table) == {}, table.name
+        if table is not SAGA_RUNS:
+            assert broken(lake, table) == {}, table.name
     assert broken(lake, EVENTS, DAY - timedelta(days=3)).keys() == {"files_readable"}
+    runs = broken(lake, SAGA_RUNS)
+    assert runs.keys() == DIFFERS  # a run that ended on the day may have begun on the other one
+    assert damaged.name in runs["equals_events"].sample[0].what
 
 
 def test_damaged_events_leave_the_statistics_undecided(lake: Settings) -> None:
@@ -288,7 +309,7 @@ def test_damaged_events_leave_the_statistics_undecided(lake: Settings) -> None:
 def test_the_days_that_have_rows(lake: Settings) -> None:
     """Each day with a partition in one of the tables is named once, in order."""
     assert quality.days_with_rows(lake) == []
-    append(lake, EVENTS, events_of(0, NOON + timedelta(days=2)))
     fill(lake)
+    append(lake, EVENTS, events_of(7, NOON + timedelta(days=2)))
     assert quality.days_with_rows(lake) == [DAY, DAY + timedelta(days=2)]
     assert quality.days_with_rows(lake, [SAGA_STATS]) == [DAY]

@@ -39,7 +39,7 @@ def test_the_browser_tells_of_what_a_page_loads(tmp_path: Path) -> None:
     """Else a test that finds no request would prove nothing."""
     file = tmp_path / "loads.html"
     file.write_text('<img src="http://127.0.0.1:9/x.png"><script>nothing()</script>', encoding="utf-8")
-    loaded = load(file, tmp_path)
+    loaded = load(file.as_uri(), tmp_path)
     assert loaded.requests == ["http://127.0.0.1:9/x.png"]
     assert any("nothing is not defined" in line for line in loaded.console)
 
@@ -50,7 +50,7 @@ def test_a_page_is_drawn_and_loads_nothing(tmp_path: Path, duck: duckdb.DuckDBPy
     for name, trace in {**drawn, "duration_heatmap": "hm"}.items():
         rows = rows_of(duck, name)
         file = page(tmp_path, name, list(rows[0]), [tuple(row.values()) for row in rows], sagas="*")
-        loaded = load(file, tmp_path)
+        loaded = load(file.as_uri(), tmp_path)
         assert (loaded.requests, loaded.console) == ([], []), name
         shown = text_of(loaded.dom)
         assert 'class="main-svg"' in shown, name
@@ -63,7 +63,7 @@ def test_a_page_is_drawn_and_loads_nothing(tmp_path: Path, duck: duckdb.DuckDBPy
 def test_names_and_messages_are_no_markup(tmp_path: Path) -> None:
     """A service that calls its saga a script gets its name shown, in the chart and in the table; nothing runs or loads."""
     rows = [(HOSTILE, HOSTILE, 3, 0.5, [HOSTILE]), ("<b>bold</b>", "a" * 9_000, 2, 0.5, ["<i>"])]
-    loaded = load(page(tmp_path, "failure_patterns", COLUMNS, rows, **{HOSTILE: HOSTILE}), tmp_path)
+    loaded = load(page(tmp_path, "failure_patterns", COLUMNS, rows, **{HOSTILE: HOSTILE}).as_uri(), tmp_path)
     assert (loaded.requests, loaded.console) == ([], [])
     assert "<title>Sagascope: failure_patterns</title>" in loaded.dom
     shown = text_of(loaded.dom)
@@ -76,7 +76,7 @@ def test_names_and_messages_are_no_markup(tmp_path: Path) -> None:
 
 def test_a_page_without_rows_says_so(tmp_path: Path) -> None:
     """No chart, no script, and no broken one either."""
-    loaded = load(page(tmp_path, "failure_patterns", COLUMNS, []), tmp_path)
+    loaded = load(page(tmp_path, "failure_patterns", COLUMNS, []).as_uri(), tmp_path)
     assert "Nothing to draw" in loaded.dom
     assert "0 rows" in loaded.dom
     assert "<script" not in loaded.dom
@@ -86,7 +86,7 @@ def test_a_page_without_rows_says_so(tmp_path: Path) -> None:
 def test_a_page_of_many_rows_is_bounded(tmp_path: Path) -> None:
     """10,000 rows are in the table; more are counted, and the chart says that it shows the first of them."""
     rows: list[tuple[Any, ...]] = [(f"Error{number}", "x", 20_000 - number, 0.1, []) for number in range(10_001)]
-    loaded = load(page(tmp_path, "failure_patterns", COLUMNS, rows), tmp_path)
+    loaded = load(page(tmp_path, "failure_patterns", COLUMNS, rows).as_uri(), tmp_path)
     shown = text_of(loaded.dom)
     assert shown.count("<tr>") == 10_001
     assert "The first 10,000 of 10,001 rows" in shown

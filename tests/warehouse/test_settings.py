@@ -33,6 +33,8 @@ def test_a_process_that_is_started_gets_the_same_settings() -> None:
         ("SAGASCOPE_WATERMARK_DELAY_MS", "-1", ">= 0"),
         ("SAGASCOPE_LONGEST_RUN_DAYS", "0", ">= 1"),
         ("SAGASCOPE_LONGEST_RUN_DAYS", "999999999999", "<= 36500"),
+        ("SAGASCOPE_SQL_MEMORY", "4", "regex"),
+        ("SAGASCOPE_SQL_DISK", "0GiB", "regex"),
         ("SAGASCOPE_TOPIC", "no spaces'", "regex"),
         ("SAGASCOPE_TOPIC", "", "regex"),
     ],

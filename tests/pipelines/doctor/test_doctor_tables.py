@@ -72,4 +72,4 @@ def test_tables_that_are_not_as_declared(local: Settings, monkeypatch: pytest.Mo
     found(local, "tables", Level.WARNING, "step_stats lacks columns p99_ms$", "adds them")
     found(local, "tables", Level.FAULT, "saga_stats: max_ms is string, not long$", "start afresh")
     found(local, "tables", Level.FAULT, "step_durations is in the catalog, but can't be read", "from a copy")
-    found(local, "tables", Level.WARNING, "events: 2 snapshots, .* upkeep does not run", r"python -m jobs\.upkeep")
+    found(local, "tables", Level.WARNING, "events: 2 snapshots, .* upkeep does not run", "sagascope maintain expire")

@@ -4,5 +4,5 @@ SELECT run_id, saga_id, saga_name, started_at, last_event_at,
     greatest(date_diff('millisecond', last_event_at, as_of()), 0) AS silent_ms,
     last_event_type, last_step, failing_step, error_type, error_message, steps_done, steps_undone, attributes,
     definition_id
-FROM runs
+FROM ${runs}
 WHERE outcome IS NULL AND ${span}

@@ -1,0 +1,1 @@
+"""The history for others: files that programs open which know nothing of Sagascope."""
