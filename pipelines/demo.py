@@ -210,8 +210,8 @@ class Demo:
         self.console.print(
             "\n[bold]DuckDB over the Iceberg history[/]: the slowest and the flakiest step, and the next"
         )
-        query = history.report("slowest_and_flakiest")
-        self.console.print(query, style="dim", highlight=False, markup=False)
+        query = "FROM step_statistics(span := NULL) WHERE phase = 'step' LIMIT 8"
+        self.console.print(f'sagascope sql "{query}"', style="dim", highlight=False, markup=False)
         with history.open(self.settings, catalog=self.catalog) as tables:
             answer = tables.sql(query)
             self.console.print(rows_as_table(answer.columns, answer.fetchall()))
@@ -251,7 +251,7 @@ class Demo:
     def _screen(self) -> Group:
         since = max(self.started_at, datetime.now(UTC) - SHOWN) - timedelta(seconds=self.settings.window_seconds)
         with history.open(self.settings, since=since, catalog=self.catalog) as tables:
-            rows = tables.sql(history.report("recent_statistics")).fetchall()
+            rows = tables.sql("FROM recent_steps()").fetchall()
         stored = row_count(self.catalog, EVENTS) - self.stored_before
         elapsed, status, terminal = time.monotonic() - self.began, self.job.status(), self.console.is_terminal
         head = Text.assemble(

@@ -6,17 +6,23 @@ import os
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipelines import report_output
 from pipelines.asking import open_history
 from pipelines.moments import parse_moment, parse_since
+from pipelines.report_output import ReportFormat
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.settings import Settings
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyRelation
+
+    from warehouse.reports import Report
+    from warehouse.targets import Target
 
 sagas = typer.Typer(help="Find runs of sagas, and look at one.", no_args_is_help=True)
 console = make_console()
@@ -33,15 +39,6 @@ Attributes = Annotated[
     list[str] | None,
     typer.Option("--attribute", metavar="KEY=VALUE", help="Only runs with this attribute; repeatable."),
 ]
-
-
-class ReportFormat(StrEnum):
-    """How a report is written."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    PARQUET = "parquet"
 
 
 class Status(StrEnum):
@@ -77,9 +74,18 @@ def report(
     until: Until = None,
     saga: Saga = "*",
     attribute: Attributes = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(parser=parse_moment, metavar="MOMENT", help="before_after: the moment, e.g. of a deployment."),
+    ] = None,
+    targets: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="sla_compliance: a YAML file of targets; else SAGASCOPE_TARGETS_FILE."),
+    ] = None,
     output: Annotated[ReportFormat, typer.Option("--format", help="How it is written.")] = ReportFormat.TABLE,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Where; else to standard output.")] = None,
 ) -> None:
-    """A report over the runs of sagas, by default over the span that is usual for it. Each is a macro in SQL, too.
+    """A report over sagas, by default over the span that is usual for it. Each is a macro in SQL, too.
 
     Example: sagascope report most_failing_steps --since 7d --saga 'order*' --attribute tenant=acme
     """
@@ -93,13 +99,54 @@ def report(
         asked = reports.load(name)
     except LookupError as error:
         raise typer.BadParameter(str(error), param_hint="NAME") from error
-    if output is ReportFormat.PARQUET and sys.stdout.isatty():
-        msg = "parquet is no text: write it to a file, `… --format parquet > report.parquet`"
+    if output in (ReportFormat.PARQUET, ReportFormat.HTML) and to is None and sys.stdout.isatty():
+        msg = f"{output.value} is for a file: add `--to report.{output.value}`"
         raise typer.BadParameter(msg, param_hint="--format")
+    settings, entries = _settings(), _entries(attribute)
     since = since or (until or datetime.now(UTC)) - asked.span
-    query, parameters = reports.ask(name, saga, _entries(attribute))
-    with open_history(_settings(), since, until) as tables:
-        _write(tables.sql(query, parameters), output)
+    _check_moment(asked, since, at, until)
+    query, parameters = reports.ask(name, saga, entries, moment=at, targets=_targets(asked, targets, settings))
+    with open_history(settings, since, until) as tables:
+        answer = tables.sql(query, parameters)
+        about = {
+            "from": f"{since:%Y-%m-%d %H:%M} UTC",
+            "until": f"{until or datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            "sagas": saga,
+            **({"at": f"{at:%Y-%m-%d %H:%M:%S} UTC"} if at else {}),
+            **entries,
+        }
+        report_output.write(answer, output, asked, about, to)
+
+
+def _check_moment(asked: Report, since: datetime, at: datetime | None, until: datetime | None) -> None:
+    """Raises typer.BadParameter where the report needs a moment and there is none, or the other way round."""
+    if (asked.takes == "moment") is not (at is not None):
+        msg = f"{asked.name} {'takes no moment' if at else 'needs the moment that it compares before with after of'}"
+        raise typer.BadParameter(msg, param_hint="--at")
+    if at and not since < at < (until or datetime.now(UTC)):
+        msg = f"{at.isoformat()} is not between --since ({since.isoformat()}) and --until; there must be sagas on both sides"
+        raise typer.BadParameter(msg, param_hint="--at")
+
+
+def _targets(asked: Report, file: Path | None, settings: Settings) -> list[Target] | None:
+    """The targets, where the report takes some.
+
+    Raises:
+        typer.BadParameter: there is no file of them, or no use for one.
+        InvalidTargetsError: the file holds none.
+    """
+    from warehouse import targets  # noqa: PLC0415
+
+    if asked.takes != "targets":
+        if file:
+            msg = f"{asked.name} takes no targets"
+            raise typer.BadParameter(msg, param_hint="--targets")
+        return None
+    file = file or (Path(settings.targets_file) if settings.targets_file else None)
+    if file is None:
+        msg = "sla_compliance needs a YAML file of targets; see docs/reports.md, or set SAGASCOPE_TARGETS_FILE"
+        raise typer.BadParameter(msg, param_hint="--targets")
+    return targets.load(file)
 
 
 @sagas.command("list")
@@ -195,17 +242,6 @@ def _outcomes(statuses: list[Status] | None) -> list[str]:
 
 def _rows(answer: DuckDBPyRelation) -> list[dict[str, object]]:
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.fetchall()]
-
-
-def _write(answer: DuckDBPyRelation, output: ReportFormat) -> None:
-    if output is ReportFormat.PARQUET:
-        from pyarrow import BufferOutputStream, parquet  # noqa: PLC0415
-
-        buffer = BufferOutputStream()
-        parquet.write_table(answer.to_arrow_table(), buffer)
-        sys.stdout.buffer.write(buffer.getvalue())
-        return
-    print_rows(answer.columns, answer.fetchall(), Format(output.value))
 
 
 def _settings() -> Settings:

@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -49,25 +48,12 @@ RUN_TEXT = {"query", "json_execute_serialized_sql"}
 """Functions that run a text as SQL, into which nobody has looked."""
 _NODE, _FUNCTION = re.compile(r'(?<=[{,]"type":")\w+_NODE(?=")'), re.compile(r'(?<=[{,]"function_name":")[^"\\]+(?=")')
 
+LISTS_NAMES = re.compile(r"show|information_schema|duckdb_|pg_catalog", re.IGNORECASE)
+"""Is found in each query that asks which views and macros there are."""
 MAY_NAME_RUNS = re.compile(
-    rf"run|as_of|known_definitions|{'|'.join(reports.NAMES)}|show|information_schema|duckdb_|pg_catalog", re.IGNORECASE
+    rf"run|as_of|known_definitions|asked_|{'|'.join(reports.NAMES)}|{LISTS_NAMES.pattern}", re.IGNORECASE
 )
-"""Is found in each query that needs the views of runs, and in some that don't."""
-
-REPORTS = Path(__file__).parent / "sql"
-
-
-def report(name: str) -> str:
-    """The SQL of a named report, one of `warehouse/sql/*.sql`: for `History.sql`, or to be read.
-
-    Raises:
-        LookupError: no report has that name; names those there are.
-    """
-    try:
-        return (REPORTS / f"{name}.sql").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        msg = f"no report {name!r}; there are {', '.join(sorted(file.stem for file in REPORTS.glob('*.sql')))}"
-        raise LookupError(msg) from None
+"""Is found in each query that needs the views of runs or a report, and in some that don't."""
 
 
 class ReadOnlyError(ValueError):
@@ -92,10 +78,10 @@ class History:
     """
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, create_views_of_runs: Callable[[], None] | None = None
+        self, connection: duckdb.DuckDBPyConnection, create_what_is_named: Callable[[str], None] | None = None
     ) -> None:
         self._connection = connection
-        self._create_views_of_runs = create_views_of_runs
+        self._create_what_is_named = create_what_is_named
 
     def sql(self, query: str, parameters: object = None) -> duckdb.DuckDBPyRelation:
         """The answer of one SELECT (also WITH, DESCRIBE, SUMMARIZE).
@@ -114,10 +100,9 @@ class History:
             named = ", ".join(written or [kind.name for kind in kinds]) or "nothing"
             msg = f"the history is read-only: got {named}; allowed: one SELECT, WITH, DESCRIBE or SUMMARIZE"
             raise ReadOnlyError(msg)
-        if self._create_views_of_runs and MAY_NAME_RUNS.search(query):
+        if self._create_what_is_named and MAY_NAME_RUNS.search(query):
             # Only now: to make a view opens files, of days before `since` too.
-            self._create_views_of_runs()
-            self._create_views_of_runs = None
+            self._create_what_is_named(query)
         return self._connection.sql(query, params=parameters)
 
     def interrupt(self) -> None:
@@ -167,9 +152,9 @@ def open(  # noqa: A001 - read as history.open
     planned: dict[Table, _Planned] = {}
     try:
         connection.execute("SET TimeZone = 'UTC'")
-        create_views_of_runs = _create_views(connection, catalog, settings, since, until, planned=planned)
+        create_what_is_named = _create_views(connection, catalog, settings, since, until, planned=planned)
         guarded_queries.guard(connection, settings)
-        yield History(connection, create_views_of_runs)
+        yield History(connection, create_what_is_named)
     except duckdb.Error as error:
         files = {path: stored for table, plan in planned.items() for path, stored in plan.stored(table)}
         told = guarded_queries.explained(error, files, settings)
@@ -188,8 +173,8 @@ def _create_views(
     until: datetime | None,
     *,
     planned: dict[Table, _Planned],
-) -> Callable[[], None]:
-    """Create the tables' views, and fill `planned` with what they read; returns what creates those of runs."""
+) -> Callable[[str], None]:
+    """Create the tables' views, fill `planned` with what they read; returns what creates those of runs and named reports."""
     seconds = {table: statistics.window_seconds(settings, table) for table in STATISTICS}
     tail_ends = {table: until and _next_window(until, seconds[table]) for table in STATISTICS}
     plan = partial(_plan, connection, catalog, since=since)
@@ -215,22 +200,29 @@ def _create_views(
             rows += f' UNION ALL BY NAME SELECT *, TRUE AS "open" FROM ({computed})'  # noqa: S608 - ours
         connection.execute(f'CREATE VIEW "{table.name}" AS {rows}')
 
-    def create_views_of_runs() -> None:
-        connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
-        connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
-        saga_runs.create_views(
-            connection,
-            "run_events",
-            "known_definitions",
-            since,
-            until,
-            stored=f"stored_{SAGA_RUNS.name}",
-            spans=coverage.covered(planned[SAGA_RUNS].properties),
-        )
-        reports.create_macros(connection)
+    created: set[str] = set()
+
+    def create_what_is_named(query: str) -> None:
+        if not created:
+            connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
+            connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
+            saga_runs.create_views(
+                connection,
+                "run_events",
+                "known_definitions",
+                since,
+                until,
+                stored=f"stored_{SAGA_RUNS.name}",
+                spans=coverage.covered(planned[SAGA_RUNS].properties),
+            )
+            created.add("saga_runs")
+        names = {*reports.SOURCES, *reports.NAMES} if LISTS_NAMES.search(query) else reports.named(query)
+        if new := names - created:
+            reports.create_macros(connection, settings, since, new)
+            created.update(new)
 
     _create_view_of_snapshots(connection, planned)
-    return create_views_of_runs
+    return create_what_is_named
 
 
 def _create_view_of_snapshots(connection: duckdb.DuckDBPyConnection, planned: dict[Table, _Planned]) -> None:

@@ -1,47 +1,93 @@
-"""The named reports over runs: each a SQL file of `sql/reports/` and a DuckDB macro of the same name.
+"""The named reports over sagas: each a SQL file of `sql/reports/` and a DuckDB macro of the same name.
 
     FROM most_failing_steps(saga := 'order*', attribute := MAP {'tenant': 'acme'}, span := INTERVAL 12 HOUR)
 
-A file begins with comment lines: what the report tells, and last `Span:`, over how long it looks unless told.
+A file begins with comment lines: what the report tells, then `Span:`, over how long it looks unless told; `Takes:`, what
+must be given beside that, where something must; and `Chart:`, how it is drawn, see `warehouse.report_page`.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
+from warehouse import saga_runs, statistics
+from warehouse.tables import STATISTICS
+
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
+    from datetime import datetime
 
     import duckdb
 
+    from warehouse.settings import Settings
+    from warehouse.targets import Target
+
 SQL = Path(__file__).parent / "sql" / "reports"
 ASKED = Path(__file__).parent / "sql" / "asked"
-SOURCES = ("asked_saga_runs", "asked_open_runs", "asked_step_runs", "asked_runs")
-"""What reports select from, each after what it is made of."""
+SOURCES = {
+    "asked_saga_runs": (),
+    "asked_open_runs": (),
+    "asked_runs": (),
+    "asked_step_events": ("types",),
+    **{f"asked_{table.name}": () for table in STATISTICS},
+    "asked_trend": ("unit",),
+    "asked_step_percentiles": ("hourly",),
+}
+"""What reports select from, each after what it is made of; with what it takes beside `saga`, `attribute` and `span`."""
 
 NAMES = (
     "running_sagas",
     "failure_rate",
     "duration_percentiles",
     "most_failing_steps",
+    "step_statistics",
+    "recent_steps",
     "compensations",
+    "unexercised_compensations",
     "daily_trend",
+    "weekly_trend",
+    "duration_heatmap",
     "failure_patterns",
+    "sla_compliance",
+    "before_after",
     "slowest_sagas",
-    "stuck_sagas",
+    "outliers",
     "variants",
     "branches",
-    "outliers",
-    "duration_heatmap",
+    "stuck_sagas",
 )
 """The most useful first."""
 
+TAKEN = {"moment": "NULL::TIMESTAMPTZ", "targets": "[]"}
+"""What a report can take beside `saga`, `attribute` and `span`, and what stands for it in SQL where it is not given."""
+
 _HEADER = re.compile(
-    r"(?P<doc>(?:-- .*\n)+)-- Span: (?P<count>\d+) (?P<unit>minute|hour|day)s?\n(?P<query>.*)", re.DOTALL
+    r"(?P<doc>(?:-- .*\n)+?)-- Span: (?P<count>\d+) (?P<unit>minute|hour|day)s?\n(?:-- Takes: (?P<takes>\w+)\n)?"
+    r"-- Chart: (?P<kind>\w+) x=(?P<x>\S+) y=(?P<y>\S+)(?: color=(?P<color>\w+))?(?: z=(?P<z>\w+))?\n(?P<query>.*)",
+    re.DOTALL,
 )
+
+
+class Chart(NamedTuple):
+    """How a report is drawn: `bar`, `ranking` (bars that lie), `line`, `scatter` or `heatmap`.
+
+    Of several columns, those of the axis with names are one name together; those of the other have a colour each.
+    """
+
+    kind: str
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    color: str | None = None
+    """The column by which the rows are told apart."""
+    z: str | None = None
+    """Of a heatmap: the column that is its colour."""
 
 
 class Report(NamedTuple):
@@ -52,13 +98,20 @@ class Report(NamedTuple):
     """What it tells; its first sentence is the title."""
     span: timedelta
     """How far back it looks unless told."""
+    takes: str | None
+    """What must be given, one of `TAKEN`."""
+    chart: Chart
     query: str
-    """One SELECT over the macros that `create_macros` makes, with the parameters `saga`, `attribute` and `span`."""
+    """One SELECT over the macros that `create_macros` makes, with the parameters `saga`, `attribute`, `span` and `takes`."""
 
     @property
     def title(self) -> str:
         """The first sentence of what it tells."""
         return re.split(r"[.:;](?:\s|$)", self.doc, maxsplit=1)[0]
+
+
+class MissingParameterError(ValueError):
+    """A report was asked without what it takes, or with what it does not: says which."""
 
 
 def load(name: str) -> Report:
@@ -72,36 +125,107 @@ def load(name: str) -> Report:
         raise LookupError(msg)
     header = _HEADER.fullmatch((SQL / f"{name}.sql").read_text(encoding="utf-8"))
     if header is None:
-        msg = f"{name}.sql does not begin with comment lines and `-- Span: 7 days`"
+        msg = f"{name}.sql does not begin with comment lines, `-- Span: 7 days` and `-- Chart: bar x=… y=…`"
         raise ValueError(msg)
     doc = " ".join(line.removeprefix("-- ") for line in header["doc"].splitlines())
-    return Report(name, doc, timedelta(**{f"{header['unit']}s": int(header["count"])}), header["query"])
+    chart = Chart(
+        header["kind"], tuple(header["x"].split(",")), tuple(header["y"].split(",")), header["color"], header["z"]
+    )
+    span = timedelta(**{f"{header['unit']}s": int(header["count"])})
+    return Report(name, doc, span, header["takes"], chart, header["query"])
 
 
-def create_macros(connection: duckdb.DuckDBPyConnection) -> None:
-    """Create each report as a macro, where the views of `warehouse.saga_runs.create_views` are.
+def create_macros(
+    connection: duckdb.DuckDBPyConnection,
+    settings: Settings,
+    since: datetime | None = None,
+    names: Collection[str] = (*SOURCES, *NAMES),
+) -> None:
+    """Create reports as macros, where the tables, the statistics and the views of `warehouse.saga_runs` are.
 
-    Parameters of each, all optional: `saga`, a pattern of names with `*` and `?`; `attribute`, a map of which each run
+    Parameters of each, all optional: `saga`, a pattern of names with `*` and `?`; `attribute`, a map of which each saga
     must have all entries; `span`, how far back from `as_of()`, NULL for as far as the history is open.
+
+    Args:
+        connection: Where.
+        settings: The width of the windows.
+        since: From where on the history is open; a window that begins before is not whole.
+        names: Only these, and what they are made of: it takes DuckDB some milliseconds to make one.
     """
-    for source in SOURCES:
-        query = (ASKED / f"{source}.sql").read_text(encoding="utf-8")
-        connection.execute(f"CREATE OR REPLACE MACRO {source}(saga, attribute, span) AS TABLE {query}")
-    for report in map(load, NAMES):
-        span = f"INTERVAL '{report.span.total_seconds():.0f} seconds'"
-        connection.execute(
-            f"CREATE OR REPLACE MACRO {report.name}"
-            f"(saga := '*', attribute := MAP {{}}::MAP(VARCHAR, VARCHAR), span := {span}) AS TABLE {report.query}"
-        )
+    queries = {source: _source(source, settings, since) for source in SOURCES}
+    queries |= {name: load(name).query for name in NAMES if name in names}
+    wanted = set(names)
+    for name in reversed(queries):
+        wanted |= named(queries[name]) if name in wanted else set()
+    for name, query in queries.items():
+        if name not in wanted:
+            continue
+        parameters = ", ".join(("saga", "attribute", "span", *SOURCES.get(name, ())))
+        if name in NAMES:
+            report = load(name)
+            parameters = f"saga := '*', attribute := MAP {{}}::MAP(VARCHAR, VARCHAR), span := {_interval(report.span)}"
+            parameters += f", {report.takes} := {TAKEN[report.takes]}" if report.takes else ""
+        connection.execute(f"CREATE OR REPLACE MACRO {name}({parameters}) AS TABLE {query}")
 
 
-def ask(name: str, saga: str = "*", attributes: dict[str, str] | None = None) -> tuple[str, dict[str, object]]:
+def named(query: str) -> set[str]:
+    """Reports, and what they select from, that are named in the query."""
+    return {word for word in re.findall(r"\w+", query.lower()) if word in SOURCES or word in NAMES}
+
+
+def _interval(span: timedelta) -> str:
+    return f"INTERVAL '{span.total_seconds():.0f} seconds'"
+
+
+def _source(name: str, settings: Settings, since: datetime | None) -> str:
+    """SQL of what reports select from."""
+    statistic = next((table for table in STATISTICS if name == f"asked_{table.name}"), None)
+    if statistic is None:
+        return (ASKED / f"{name}.sql").read_text(encoding="utf-8")
+    sliced = (ASKED / "sliced_events.sql").read_text(encoding="utf-8")
+    return Template((ASKED / "asked_statistics.sql").read_text(encoding="utf-8")).substitute(
+        statistic=statistic.name,
+        computed=statistics.query(settings, statistic, f"({sliced})"),
+        since=saga_runs.within("window_start", since, None),
+    )
+
+
+def ask(
+    name: str,
+    saga: str = "*",
+    attributes: dict[str, str] | None = None,
+    *,
+    moment: datetime | None = None,
+    targets: Sequence[Target] | None = None,
+) -> tuple[str, dict[str, object]]:
     """A query for the report over all that the history is open for, and its parameters, as `History.sql` takes them.
+
+    Args:
+        name: Which report.
+        saga: A pattern of names with `*` and `?`.
+        attributes: Of which each saga must have all.
+        moment: What `before_after` compares the two sides of; aware.
+        targets: What `sla_compliance` judges by.
 
     Raises:
         LookupError: no report has that name; names those there are.
+        MissingParameterError: the report needs one of the last two, or has no use for one that is given.
     """
-    return f"FROM {load(name).name}({_ASKED})", asked(saga, attributes or {})
+    report = load(name)
+    parameters = asked(saga, attributes or {})
+    given = {"moment": moment, "targets": targets}
+    for parameter, value in given.items():
+        if (value is not None) is not (parameter == report.takes):
+            msg = f"{name} {'takes no' if value is not None else 'needs'} {parameter}"
+            raise MissingParameterError(msg)
+    if moment is not None:
+        return f"FROM {report.name}({_ASKED}, moment := $moment::TIMESTAMPTZ)", parameters | {"moment": moment}
+    if targets is not None:
+        rows = json.dumps([msgspec.structs.asdict(target) for target in targets])
+        return f"FROM {report.name}({_ASKED}, targets := from_json($targets, '{_TARGETS}'))", parameters | {
+            "targets": rows
+        }
+    return f"FROM {report.name}({_ASKED})", parameters
 
 
 def ask_runs(
@@ -144,7 +268,7 @@ def count_runs(
 
 def asked(saga: str, attributes: dict[str, str]) -> dict[str, object]:
     """Parameters that say which sagas a query is about."""
-    return {"saga": saga, "entries": [{"key": key, "value": value} for key, value in attributes.items()]}
+    return {"saga": saga, "keys": list(attributes), "values": list(attributes.values())}
 
 
 RUNS_OF_ID = """
@@ -160,7 +284,5 @@ ORDERS = {
 }
 """How runs can be put in order, in SQL."""
 
-_ASKED = (
-    "saga := $saga, attribute := map_from_entries($entries::STRUCT(key VARCHAR, value VARCHAR)[]), "
-    "span := NULL::INTERVAL"
-)
+_ASKED = "saga := $saga, attribute := map($keys::VARCHAR[], $values::VARCHAR[]), span := NULL::INTERVAL"
+_TARGETS = """[{"saga": "VARCHAR", "step": "VARCHAR", "percentile": "DOUBLE", "max_ms": "DOUBLE", "max_failure_rate": "DOUBLE"}]"""

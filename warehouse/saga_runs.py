@@ -112,16 +112,16 @@ def create_views(
     connection.execute(f"CREATE OR REPLACE VIEW runs AS {query(events, definitions)}")
     left = gaps(spans, since, until)
     computed = ended_query(events, definitions, left) if left else ""
-    kept = f"SELECT * FROM {stored} WHERE {_span('ended_at', since, until)}" if spans else ""  # noqa: S608 - ours
+    kept = f"SELECT * FROM {stored} WHERE {within('ended_at', since, until)}" if spans else ""  # noqa: S608 - ours
     connection.execute(f"CREATE OR REPLACE VIEW saga_runs AS {_joined(kept, computed)}")
     still_open = _text(
-        "open_runs", runs=f"({open_query(events, definitions)})", span=_span("last_event_at", since, until)
+        "open_runs", runs=f"({open_query(events, definitions)})", span=within("last_event_at", since, until)
     )
     connection.execute(f"CREATE OR REPLACE VIEW open_runs AS {still_open}")
     connection.execute(
         f"CREATE OR REPLACE MACRO abandoned_runs(age := INTERVAL 1 DAY) AS TABLE {_text('abandoned_runs')}"
     )
-    steps = f"SELECT * FROM ({step_query(events)}) WHERE {_span('coalesce(ended_at, started_at)', since, until)}"  # noqa: S608 - ours
+    steps = f"SELECT * FROM ({step_query(events)}) WHERE {within('coalesce(ended_at, started_at)', since, until)}"  # noqa: S608 - ours
     connection.execute(f"CREATE OR REPLACE VIEW step_runs AS {steps}")
 
 
@@ -147,11 +147,11 @@ def _text(name: str, **names: str) -> str:
 
 def in_spans(column: str, spans: Sequence[Gap]) -> str:
     """SQL that is true of moments in one of the spans."""
-    return "(" + " OR ".join(f"({_span(column, since, until)})" for since, until in spans) + ")" if spans else "FALSE"
+    return "(" + " OR ".join(f"({within(column, since, until)})" for since, until in spans) + ")" if spans else "FALSE"
 
 
-def _span(column: str, since: datetime | None, until: datetime | None) -> str:
-    """SQL that is true of moments in [since, until)."""
+def within(column: str, since: datetime | None, until: datetime | None) -> str:
+    """SQL that is true where the column is a moment in [since, until)."""
     bounds = [
         f"{column} {sign} TIMESTAMPTZ '{moment.isoformat()}'"
         for sign, moment in ((">=", since), ("<", until))

@@ -96,6 +96,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """And the ends of its sagas are posted there; empty: nowhere."""
     webhook_secret: str = ""
     """What those posts are signed with."""
+    targets_file: str = ""
+    """YAML file of the targets that `sagascope report sla_compliance` judges by."""
     alert_url: str = ""
     """Where Dagster posts that a run failed, as JSON with `text`; empty: nowhere."""
     import_url: str = ""

@@ -58,10 +58,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sagascope(home: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     """Run `sagascope …` there."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             [sys.executable, "-m", "pipelines", *arguments],
-            env=os.environ | {"SAGASCOPE_HOME": str(home)},
+            env=os.environ | {"SAGASCOPE_HOME": str(home)} | variables,
             capture_output=True,
             check=False,
             timeout=60,
@@ -83,6 +83,33 @@ def test_a_report_has_the_same_rows_in_each_format(sagascope: Callable[..., Any]
     table = sagascope(*ask, "table").stdout.decode()
     assert "Oops" in table
     assert "[" not in table
+
+
+def test_a_report_goes_into_a_file(sagascope: Callable[..., Any], tmp_path: Path) -> None:
+    """In each format what standard output would have had; a page has the rows and its chart in it."""
+    ask = ("report", "failure_patterns", "--since", "7d", "--format")
+    for output in ("table", "csv", "json", "parquet"):
+        file = tmp_path / f"report.{output}"
+        done = sagascope(*ask, output, "--to", str(file))
+        assert (done.returncode, done.stdout) == (0, b"")
+        assert file.read_bytes() == sagascope(*ask, output).stdout
+    sagascope(*ask, "html", "--saga", "ord*", "--attribute", "tenant=acme", "--to", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for part in ("<h1>failure patterns</h1>", "charge broke", "<dt>tenant</dt><dd>acme</dd>", "ord*", "Plotly.newPlot"):
+        assert part in page
+
+
+def test_a_report_by_targets_and_one_by_a_moment(sagascope: Callable[..., Any], tmp_path: Path) -> None:
+    """Targets come from a file or from the setting; a moment lies within the span."""
+    file = tmp_path / "targets.yaml"
+    file.write_text("- {saga: refund, max_failure_rate: 0.5}\n", encoding="utf-8")
+    ask = ("report", "sla_compliance", "--format", "json")
+    row = json.loads(sagascope(*ask, "--targets", str(file)).stdout)
+    assert (row["saga_name"], row["ended"], row["is_met"]) == ("refund", 1, True)
+    assert json.loads(sagascope(*ask, SAGASCOPE_TARGETS_FILE=str(file)).stdout) == row
+    done = sagascope("report", "before_after", "--at", "60h", "--format", "json", "--saga", "order")
+    row = json.loads(done.stdout)
+    assert (row["sagas_before"], row["sagas_after"], row["failure_rate_after"]) == (1, 1, 1.0)
 
 
 def test_a_report_looks_back_as_far_as_is_usual_for_it(sagascope: Callable[..., Any]) -> None:
@@ -117,6 +144,13 @@ def test_without_a_name_the_reports_are_listed(sagascope: Callable[..., Any]) ->
         (["report", "variants", "--attribute", "acme"], 2, "key=value, like"),
         (["report", "variants", "--since", "soon"], 2, "neither a moment"),
         (["report", "variants", "--since", "2026-11-21", "--until", "2026-11-20"], 1, "is after until"),
+        (["report", "variants", "--at", "1h"], 2, "variants takes no moment"),
+        (["report", "variants", "--targets", "t.yaml"], 2, "variants takes no targets"),
+        (["report", "before_after"], 2, "needs the moment"),
+        (["report", "before_after", "--at", "9d"], 2, "is not between --since"),
+        (["report", "sla_compliance"], 2, "SAGASCOPE_TARGETS_FILE"),
+        (["report", "sla_compliance", "--targets", "/nope.yaml"], 1, "/nope.yaml: the targets can't be read"),
+        (["report", "variants", "--to", "/nope/r.csv", "--format", "csv"], 1, "No such file or directory"),
         (["sagas", "list", "--status", "lost"], 2, "partially_committed"),
         (["sagas", "list", "--limit", "0"], 2, "--limit"),
         (["sagas", "show", "nope"], 1, "no event of a saga or a run 'nope'"),

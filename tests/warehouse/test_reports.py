@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from sagascope.definitions import SagaDefinition, StepDefinition
 from tests.warehouse.runs_oracle import run_of
 from tests.warehouse.test_saga_runs import MIDNIGHT, START_MS, opened, told
 from warehouse import reports
+from warehouse.settings import Settings
+from warehouse.statistics import query as query_of
+from warehouse.tables import STATISTICS
+from warehouse.targets import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +30,20 @@ if TYPE_CHECKING:
     from sagascope.events import SagaEvent
 
 Row = dict[str, Any]
+SETTINGS = Settings()
 NOW = MIDNIGHT + timedelta(days=3)
+MIDDLE = MIDNIGHT + timedelta(hours=36)
+TARGETS = [
+    Target(saga="order*", percentile=90.0, max_ms=1_000.0, max_failure_rate=0.5),
+    Target(saga="*", step="res*", percentile=50.0, max_ms=40_000.0),
+]
+DEFINITIONS = [
+    SagaDefinition(
+        saga_name=kind,
+        steps=tuple(StepDefinition(step_name=step, compensable=True) for step in ("reserve", "charge", "ship")),
+    )
+    for kind in ("order", "order-express", "refund")
+]
 STORIES = (
     "> |( reserve|+ reserve|( charge|+ charge|= completed",
     "> |( reserve|+ reserve|( charge|+ charge|= completed",
@@ -109,22 +127,39 @@ def quantile(numbers: Iterable[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
+def nearest_rank(its: list[SagaEvent], percent: int) -> int:
+    """The smallest duration that so many of all are not longer than."""
+    ordered = sorted(one.duration_ms or 0 for one in its)
+    return ordered[-(-len(ordered) * percent // 100) - 1]
+
+
 def share_failed(rows: list[Row]) -> float:
     """Of runs that ended."""
     return len([row for row in rows if row["outcome"] != "completed"]) / len(rows)
 
 
+def reporting(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    """The connection, with the statistics, as if all windows were open, and the reports."""
+    connection.execute("CREATE VIEW run_events AS FROM events")
+    connection.execute("CREATE VIEW known_definitions AS FROM saga_definitions")
+    for table in STATISTICS:
+        connection.execute(f'CREATE VIEW "{table.name}" AS SELECT *, TRUE AS "open" FROM ({query_of(SETTINGS, table)})')
+    reports.create_macros(connection, SETTINGS)
+    return connection
+
+
 @pytest.fixture(scope="module")
 def duck() -> Iterator[duckdb.DuckDBPyConnection]:
     """The reports over those runs, as of three days after the first."""
-    with opened(EVENTS, until=NOW) as connection:
-        reports.create_macros(connection)
-        yield connection
+    with opened(EVENTS, *DEFINITIONS, until=NOW) as connection:
+        yield reporting(connection)
 
 
 def rows_of(duck: duckdb.DuckDBPyConnection, name: str, saga: str = "*", **attributes: str) -> list[Row]:
-    """The report's rows, by column."""
-    query, parameters = reports.ask(name, saga, attributes)
+    """The report's rows, by column; as for targets and the moment, they are the tests'."""
+    takes = reports.load(name).takes
+    more: Row = {"moment": MIDDLE} if takes == "moment" else {"targets": TARGETS} if takes == "targets" else {}
+    query, parameters = reports.ask(name, saga, attributes, **more)
     answer = duck.sql(query, params=parameters)
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.fetchall()]
 
@@ -142,14 +177,21 @@ def test_every_report_has_a_file_a_title_and_rows(duck: duckdb.DuckDBPyConnectio
     for name in reports.NAMES:
         report = reports.load(name)
         assert 10 < len(report.title) < 130
-        assert report.span >= timedelta(minutes=5)
-        assert rows_of(duck, name), name
+        assert report.span >= timedelta(minutes=1)
+        rows = rows_of(duck, name)
+        assert rows, name
+        drawn = {*report.chart.x, *report.chart.y, report.chart.color, report.chart.z} - {None}
+        assert drawn <= rows[0].keys(), name
 
 
 def test_an_unknown_report_is_refused() -> None:
     """The error names those there are."""
     with pytest.raises(LookupError, match="no report 'nope'; there are running_sagas, "):
         reports.load("nope")
+    with pytest.raises(ValueError, match="before_after needs moment"):
+        reports.ask("before_after")
+    with pytest.raises(ValueError, match="variants takes no moment"):
+        reports.ask("variants", moment=NOW)
     with pytest.raises(LookupError, match="no order 'size'; there are started, ended, duration"):
         reports.ask_runs(["open"], "size", 1)
 
@@ -200,9 +242,7 @@ def test_most_failing_steps(duck: duckdb.DuckDBPyConnection) -> None:
     """An attempt that was overcome is a failure of the step's, and of no saga."""
     got = by(rows_of(duck, "most_failing_steps"), "saga_name", "step_name")
     sagas = Counter((run["saga_name"], run["failing_step"]) for run in runs() if run["failing_step"])
-    # told() gives a second execution the number of the first: the last end of an attempt is the one that counts
-    last = {(one.run_id, one.step_name): one for one in sorted(steps("step"), key=lambda one: one.sequence)}
-    executions = grouped(last.values(), lambda one: (one.saga_name, one.step_name))
+    executions = grouped(steps("step"), lambda one: (one.saga_name, one.step_name))
     assert len(got) == 6
     for key, row in got.items():
         failed = sum(one.event_type == "step_failed" for one in executions[key])
@@ -237,7 +277,8 @@ def test_daily_trend(duck: duckdb.DuckDBPyConnection) -> None:
         row, before = got[day, kind], expected.get((day - timedelta(days=1), kind))
         assert (row["ended"], row["failure_rate"]) == (len(its), pytest.approx(share_failed(its)))
         assert row["change"] == (pytest.approx(share_failed(its) - share_failed(before)) if before else None)
-        assert row["wasted_ms"] == sum(run["wasted_ms"] for run in its)
+        assert row["avg_ms"] == pytest.approx(mean(run["total_ms"] for run in its))
+        assert row["max_ms"] == max(run["total_ms"] for run in its)
     assert len({day for day, _ in got}) == 3
     assert min(got)[0] == date(2026, 11, 20)
 
@@ -269,7 +310,7 @@ def test_fingerprints(message: str, pattern: str) -> None:
     """What names one thing among many is `#`; a word stays a word."""
     events = [msgspec.structs.replace(one, error_message=message) for one in told("> ", "! reserve", "= failed")]
     with opened(events) as duck:
-        reports.create_macros(duck)
+        reporting(duck)
         assert [row["pattern"] for row in rows_of(duck, "failure_patterns")] == [pattern]
 
 
@@ -290,7 +331,7 @@ def test_stuck_sagas(duck: duckdb.DuckDBPyConnection) -> None:
     fresh = told("> ", "( reserve", run="fresh", timestamp=START_MS + 3 * 86_400_000 - 59_000)
     kinds = grouped(runs(), lambda run: run["saga_name"])
     with opened([*EVENTS, *fresh], until=NOW) as more:
-        reports.create_macros(more)
+        reporting(more)
         got = rows_of(more, "stuck_sagas")
     limits = {kind: max(60_000, quantile([run["total_ms"] for run in its], 0.99)) for kind, its in kinds.items()}
     expected = {
@@ -344,13 +385,16 @@ def test_outliers(duck: duckdb.DuckDBPyConnection) -> None:
 
 def test_duration_heatmap(duck: duckdb.DuckDBPyConnection) -> None:
     """Each step's executions by the UTC hour of their end."""
-    last = {(one.run_id, one.step_name): one for one in sorted(steps("step"), key=lambda one: one.sequence)}
-    expected = grouped(last.values(), lambda one: (one.saga_name, one.step_name, at(one.timestamp).hour))
+    expected = grouped(steps("step"), lambda one: (one.saga_name, one.step_name, at(one.timestamp).hour))
+    days = grouped(steps("step"), lambda one: (one.saga_name, one.step_name))
     got = by(rows_of(duck, "duration_heatmap"), "saga_name", "step_name", "hour")
     assert got.keys() == expected.keys()
     for key, its in expected.items():
         assert got[key]["executions"] == len(its)
-        assert got[key]["p95_ms"] == pytest.approx(quantile([one.duration_ms for one in its], 0.95))
+        p50 = nearest_rank(its, 50)
+        assert got[key]["p50_ms"] == pytest.approx(p50, rel=0.0101)
+        assert got[key]["p95_ms"] == pytest.approx(nearest_rank(its, 95), rel=0.0101)
+        assert got[key]["times_median"] == pytest.approx(p50 / nearest_rank(days[key[:2]], 50), rel=0.021)
 
 
 @pytest.mark.parametrize("name", reports.NAMES)
@@ -361,11 +405,15 @@ def test_each_report_can_be_sliced(duck: duckdb.DuckDBPyConnection, name: str) -
         return one.saga_name.startswith("order") and one.attributes.get("tenant") == "acme"
 
     sliced = rows_of(duck, name, "order*", tenant="acme", region="eu")
-    with opened([one for one in EVENTS if is_asked(one)], until=NOW) as alone:
-        reports.create_macros(alone)
+    with opened([one for one in EVENTS if is_asked(one)], *DEFINITIONS, until=NOW) as alone:
+        reporting(alone)
         assert sliced == rows_of(alone, name)
     assert sliced != rows_of(duck, name)
-    assert rows_of(duck, name, "order*", tenant="acme", region="mars") == []
+    nothing = rows_of(duck, name, "order*", tenant="acme", region="mars")
+    if name == "sla_compliance":  # a target with nothing to judge by is told all the same
+        assert [(row["ended"], row["is_met"]) for row in nothing] == [(0, None), (0, None)]
+    else:
+        assert nothing == []
 
 
 def test_runs_are_listed_and_counted(duck: duckdb.DuckDBPyConnection) -> None:

@@ -1,6 +1,7 @@
 -- Why sagas fail: their errors, those put together that differ only in numbers, ids and quoted values.
 -- Such a value is `#` in the pattern; example is the newest saga with it.
 -- Span: 7 days
+-- Chart: ranking x=sagas y=error_type,pattern
 SELECT error_type,
     regexp_replace(
         regexp_replace(

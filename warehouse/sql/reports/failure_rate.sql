@@ -1,12 +1,13 @@
 -- How many of the sagas that ended have failed, by kind, over the last five minutes.
--- Failed is what did not complete, whatever could be undone; the rate is that of the statistics.
+-- Failed is what did not complete, whatever could be undone. From the statistics: whole windows.
 -- Span: 5 minutes
-SELECT saga_name, count(*) AS ended,
-    count(*) FILTER (outcome = 'completed') AS completed,
-    count(*) FILTER (outcome <> 'completed') AS failed,
-    failed / ended AS failure_rate,
-    mode(failing_step) AS most_failing_step,
-    max(ended_at) AS last_ended_at
-FROM asked_saga_runs(saga, attribute, span)
+-- Chart: bar x=saga_name y=failure_rate
+SELECT saga_name, sum(completed + rolled_back + failed)::BIGINT AS ended,
+    sum(completed)::BIGINT AS completed,
+    sum(rolled_back + failed)::BIGINT AS failed,
+    sum(rolled_back + failed) / ended AS failure_rate,
+    max(window_end) FILTER (completed + rolled_back + failed > 0) AS up_to
+FROM asked_saga_stats(saga, attribute, span)
 GROUP BY saga_name
+HAVING ended > 0
 ORDER BY failure_rate DESC, ended DESC, saga_name

@@ -2,6 +2,7 @@
 -- Score is 0.6745 (x - median) / MAD, MAD the median absolute deviation: unlike a mean, one outlier moves neither.
 -- Kinds with fewer than ten such runs, or half of them exactly as long as the median, are left out.
 -- Span: 7 days
+-- Chart: scatter x=ended_at y=total_ms color=saga_name
 WITH centred AS (
     SELECT *, quantile_cont(total_ms, 0.5) OVER kind AS median_ms, count(total_ms) OVER kind AS timed
     FROM asked_saga_runs(saga, attribute, span)

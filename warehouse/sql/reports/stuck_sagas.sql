@@ -1,6 +1,7 @@
 -- Open sagas that have been silent for longer than 99 % of their kind took in all, and for a minute at least.
 -- The longest silent one first; where none of the kind has ended, the minute alone decides.
 -- Span: 7 days
+-- Chart: ranking x=silent_ms y=saga_id color=saga_name
 WITH usual AS (
     SELECT saga_name, quantile_cont(total_ms, 0.99) AS kind_p99_ms
     FROM asked_saga_runs(saga, attribute, span)

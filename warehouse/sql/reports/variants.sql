@@ -1,6 +1,7 @@
 -- The ways that sagas take: the steps done in their order, then the one that failed (`!`), then those undone (`-`).
 -- Share is that of the kind's runs.
 -- Span: 7 days
+-- Chart: ranking x=sagas y=variant color=saga_name
 SELECT saga_name,
     array_to_string(
         steps_done

@@ -1,6 +1,0 @@
--- The rows of step_runs that a report is asked about.
-SELECT *
-FROM step_runs
-WHERE saga_name GLOB saga
-    AND (cardinality(attribute::MAP(VARCHAR, VARCHAR)) = 0 OR list_has_all(map_entries(attributes), map_entries(attribute)))
-    AND (span IS NULL OR coalesce(ended_at, started_at) >= as_of() - span)
