@@ -74,7 +74,7 @@ def closed_bounds(
         behind = f"windows are closed up to {watermark.isoformat()} only" if watermark else "no window is closed yet"
         msg = f"the hour from {hour.isoformat()} on is not behind the stream's watermark: {behind}. Try again when it is over"
         raise CanNotRecomputeError(msg)
-    _refuse_before_first(catalog, until or watermark)
+    _refuse_before_first(catalog, tables, until or watermark)
     closed = {
         table: (progress.closed_up_to(settings, table) if streamed else watermark) or since for table in STATISTICS
     }
@@ -94,9 +94,11 @@ def _has_streamed(settings: Settings, catalog: Catalog) -> bool:
     )
 
 
-def _refuse_before_first(catalog: Catalog, until: datetime) -> None:
-    if _files(catalog, EVENTS, f"{EVENTS.time_column} < '{until.isoformat()}'"):
-        return
+def _refuse_before_first(catalog: Catalog, tables: Sequence[Table], until: datetime) -> None:
+    """Unless rows are stored there, which are to go: the events they were computed from are gone."""
+    for table in (EVENTS, *tables):
+        if _files(catalog, table, f"{table.time_column} < '{until.isoformat()}'"):
+            return
     column = catalog.load_table(EVENTS.identifier).schema().find_field(EVENTS.time_column).field_id
     bounds = [file.lower_bounds[column] for file in _files(catalog, EVENTS)]
     first = min((int(from_bytes(TimestamptzType(), bound)) for bound in bounds), default=None)
