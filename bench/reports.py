@@ -2,10 +2,11 @@
 
 Fills a lake in a temporary folder: sagas of `bench/synthesise.py`, 100,000 events lived through once and told a hundred
 times, each time later and with ids of its own; the definitions; the statistics of all closed windows, computed by
-`warehouse.statistics`; and the runs of all days that are over. Prints of each report the median seconds (and CPU seconds of this process) of `--repeat` turns,
-each in a history that was opened for it, from the question to the last row, and its ratio to the baseline: `count(*)` by
-saga, step and type over a bare list of the files of `events`, taken in turns with it. Opening is told apart. Reports that
-read the statistics alone have a limit of their own.
+`warehouse.statistics`; and the runs of all whole days. Prints of each report the median seconds and CPU seconds (of this
+process, on all cores) of `--repeat` turns, each in a history that was opened for it, from the question to the last row,
+and its ratio to the baseline: `count(*)` by saga, step and type over a bare list of the files of `events`, taken in turns
+with it. Opening is told apart. Reports that read the statistics alone have a limit of their own. `--stored`: asks only
+for the days whose runs are stored, which the newest hours of a live lake never are.
 """
 
 from __future__ import annotations
@@ -149,12 +150,12 @@ def lake(folder: str | None, events: int) -> Iterator[Settings]:
         yield settings
 
 
-def ask(settings: Settings, name: str, attributes: dict[str, str]) -> tuple[float, float, float]:
-    """Seconds of a report over the week, its CPU seconds, and the seconds that opening the history took before."""
+def ask(settings: Settings, name: str, attributes: dict[str, str], until: datetime) -> tuple[float, float, float]:
+    """Seconds of a report over the span, its CPU seconds, and the seconds that opening the history took before."""
     query, parameters = reports.ask(name, attributes=attributes, **_more(name))
     begin = datetime.fromtimestamp(synthesise.BEGIN_MS / 1000, UTC)
     opened = time.perf_counter()
-    with history.open(settings, begin, begin + timedelta(days=DAYS)) as tables:
+    with history.open(settings, begin, until) as tables:
         began, cpu = time.perf_counter(), time.process_time()
         tables.sql(query, parameters).fetchall()
         return time.perf_counter() - began, time.process_time() - cpu, began - opened
@@ -179,9 +180,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--lake", metavar="FOLDER", help="where the filled tables stay, for a second run")
     parser.add_argument("--attribute", metavar="KEY=VALUE", action="append", default=[], help="a slice of the sagas")
+    parser.add_argument("--stored", action="store_true", help="only the days whose runs are stored")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these reports")
     given = parser.parse_args()
     attributes = dict(text.split("=", 1) for text in given.attribute)
+    until = datetime.fromtimestamp(synthesise.BEGIN_MS / 1000, UTC) + timedelta(days=DAYS)
+    until = until.replace(hour=0) if given.stored else until
     with lake(given.lake, given.events) as settings:
         tasks = open_catalog(settings).load_table(EVENTS.identifier).scan().plan_files()
         listed = [task.file.file_path.removeprefix("file://") for task in tasks]
@@ -192,7 +196,7 @@ def main() -> None:
                 began = time.perf_counter()
                 bare.sql(BASELINE.format(f"read_parquet({listed!r})")).fetchall()
                 baseline.append(time.perf_counter() - began)
-                turns.append(ask(settings, name, attributes))
+                turns.append(ask(settings, name, attributes, until))
             took, cpu, opening = (median(figures) for figures in zip(*turns, strict=True))
             limit = STATISTICS_LIMIT if name in FROM_STATISTICS and not attributes else LIMIT
             print(

@@ -87,7 +87,7 @@ def _bars(chart: Chart, rows: Sequence[Row]) -> tuple[list[Figure], Figure, str]
         {
             "type": "bar",
             "name": _label(key),
-            name_axis: list(its),
+            name_axis: list(map(_escaped, its)),
             value_axis: list(its.values()),
             "orientation": "h" if lying else "v",
             "marker": {"color": MEANINGS[key]} if key in MEANINGS else {},
@@ -98,7 +98,7 @@ def _bars(chart: Chart, rows: Sequence[Row]) -> tuple[list[Figure], Figure, str]
         "barmode": "stack" if lying else "group",
         "bargap": 0.3,
         f"{value_axis}axis": _measured(measures, [value for its in series.values() for value in its.values()]),
-        f"{name_axis}axis": {"type": "category", "categoryorder": "array", "categoryarray": kept},
+        f"{name_axis}axis": _named(kept) | {"categoryorder": "array", "categoryarray": list(map(_escaped, kept))},
     }
     if lying:
         layout["yaxis"] |= {"autorange": "reversed", "showgrid": False}
@@ -142,7 +142,7 @@ def _heatmap(chart: Chart, rows: Sequence[Row]) -> tuple[list[Figure], Figure, s
     trace = {
         "type": "heatmap",
         "x": columns,
-        "y": kept,
+        "y": list(map(_escaped, kept)),
         # By its logarithm: half is as far from usual as double.
         "z": [[math.log2(value) if value else None for value in line] for line in values],
         "text": [["" if value is None else f"{value:.2f}" for value in line] for line in values],
@@ -162,7 +162,7 @@ def _heatmap(chart: Chart, rows: Sequence[Row]) -> tuple[list[Figure], Figure, s
     }
     axes: Figure = {
         "xaxis": {"title": {"text": _words(x)}, "dtick": 1, "showgrid": False},
-        "yaxis": {"type": "category", "autorange": "reversed", "showgrid": False},
+        "yaxis": _named(kept) | {"autorange": "reversed", "showgrid": False},
         "height": 160 + 22 * max(len(kept), 4),
     }
     return [trace], axes, _first(len(kept), len(names))
@@ -175,6 +175,11 @@ def _series(chart: Chart, row: Row, measure: str) -> str:
         noun = chart.color.removeprefix("is_")
         return noun if value else f"not {noun}"
     return _words(measure) if not chart.color and measure not in MEANINGS else str(value)
+
+
+def _named(names: list[str]) -> Figure:
+    """An axis of names: long ones are cut where they are shown, and whole where they are pointed at."""
+    return {"type": "category", "tickvals": list(map(_escaped, names)), "ticktext": list(map(_label, names))}
 
 
 def _measured(measures: Iterable[str], values: list[float]) -> Figure:
@@ -196,12 +201,16 @@ def _first(shown: int, of: int) -> str:
 
 
 def _name(row: Row, columns: Iterable[str]) -> str:
-    return " · ".join(_label(str(row[column])) for column in columns if row[column] is not None) or "-"
+    return " · ".join(str(row[column]) for column in columns if row[column] is not None) or "-"
 
 
 def _label(text: str) -> str:
     """The text to be shown as it is, cut where it is long."""
-    return html.escape(text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…", quote=False)
+    return _escaped(text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…")
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False)
 
 
 def _words(column: str) -> str:

@@ -117,6 +117,10 @@ def test_what_a_chart_shows() -> None:
     [trace] = figure["data"]
     assert (trace["y"], trace["x"], note) == (["b", "a"], [7, 3], "")
     assert figure["layout"]["yaxis"]["categoryarray"] == ["b", "a"]
+    long = [{"variant": "x" * 100 + end, "saga_name": "order", "sagas": 1} for end in "ab"]
+    figure, _ = charts.draw(ranking, long)
+    assert len(set(figure["data"][0]["y"])) == 2  # cut to the eye, not to the count
+    assert max(map(len, figure["layout"]["yaxis"]["ticktext"])) == charts.LONGEST_NAME
     line = reports.Chart("line", ("day",), ("failure_rate",), "saga_name")
     begin = datetime(2026, 11, 20, tzinfo=UTC)
     many = [{"day": begin + timedelta(days=n), "failure_rate": 0.1, "saga_name": "order"} for n in range(6_000)]
