@@ -7,8 +7,14 @@ import dagster as dg
 from dagster_project.partitions import DAYS
 from warehouse.tables import COMPUTED, EVENTS, NAMESPACE, SAGA_DEFINITIONS, SAGA_RUNS, STATISTICS, TABLES, Table
 
-SOURCES = {table: [EVENTS.name] for table in STATISTICS} | {SAGA_RUNS: [EVENTS.name, SAGA_DEFINITIONS.name]}
-"""What a recompute reads for each table that it writes."""
+IMPORTED = ("imported_sagaz_outbox", "imported_files")
+"""The imports, which add to `events`."""
+SOURCES = {
+    EVENTS: [*IMPORTED],
+    **{table: [EVENTS.name] for table in STATISTICS},
+    SAGA_RUNS: [EVENTS.name, SAGA_DEFINITIONS.name],
+}
+"""What each table is made from, besides the stream."""
 FRESH = dg.FreshnessPolicy.time_window(warn_window=timedelta(minutes=5), fail_window=timedelta(hours=1))
 """Dagster measures it from the newest report, so it says how long no new rows were seen while Dagster ran."""
 

@@ -5,7 +5,7 @@ import dagster as dg
 from dagster_project.alerts import failed_runs
 from dagster_project.assets import WATCHED
 from dagster_project.backfill import recompute
-from dagster_project.imports import IMPORTS, ImportResource
+from dagster_project.imports import IMPORTS
 from dagster_project.lake import LakeResource
 from dagster_project.mending import mend
 from dagster_project.observe_tables import new_rows, observe_tables
@@ -26,5 +26,5 @@ defs = dg.Definitions(
     jobs=[observe_tables, recompute_days, tidy_tables, judge_quality],
     schedules=[nightly_recompute, hourly_upkeep, daily_quality],
     sensors=[new_rows, mend, failed_runs],
-    resources={"lake": LakeResource(), "imports": ImportResource()},
+    resources={"lake": LakeResource()},
 )

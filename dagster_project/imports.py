@@ -1,12 +1,12 @@
 """Imports of history as assets, a day a partition: a backfill of a range is one run, and reads its source once."""
 
-import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 
 import dagster as dg
-from pydantic import Field
 
+from dagster_project.assets import IMPORTED
+from dagster_project.lake import LakeResource
 from dagster_project.partitions import DAYS, START
 from warehouse.errors import WarehouseError
 from warehouse.imports.days import DayImport, open_import, recompute_of
@@ -15,21 +15,6 @@ from warehouse.imports.outbox import outbox_at
 from warehouse.imports.source import DAY, Loaded, Source, Span
 from warehouse.settings import PREFIX, Settings
 from warehouse.tables import NAMESPACE
-
-
-class ImportResource(dg.ConfigurableResource):  # type: ignore[type-arg] # has no value of its own
-    """The settings that name sources and tables."""
-
-    environment: dict[str, str] = Field(default_factory=dict)
-    """As variables `SAGASCOPE_…`; empty: those of the process, read when a run begins."""
-
-    def settings(self) -> Settings:
-        """As they are now.
-
-        Raises:
-            InvalidSettingError: a variable can't be used.
-        """
-        return Settings.from_environment(self.environment or os.environ)
 
 
 def sagaz_of(settings: Settings) -> Source:
@@ -72,10 +57,10 @@ def _asset(name: str, doc: str, kind: str, source_of: Callable[[Settings], Sourc
         partitions_def=DAYS,
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
-    def imported(context: dg.AssetExecutionContext, imports: ImportResource) -> Iterator[dg.MaterializeResult[None]]:
+    def imported(context: dg.AssetExecutionContext, lake: LakeResource) -> Iterator[dg.MaterializeResult[None]]:
         days = [date.fromisoformat(key) for key in context.partition_keys]
         try:
-            settings = imports.settings()
+            settings = lake.given()
             _import(context, settings, source_of(settings), days)
         except (WarehouseError, ValueError) as error:  # the input, or the settings: no retry helps
             raise dg.Failure(str(error), allow_retries=False) from error
@@ -127,13 +112,13 @@ def _some(told: DayImport) -> str:
     return "\n".join(told.reasons)
 
 
+_OUTBOX, _FILES = IMPORTED
 IMPORTS = [
     _asset(
-        "imported_sagaz_outbox",
+        _OUTBOX,
         f"What sagaz's outbox ({PREFIX}IMPORT_URL) tells of its sagas, in `events`.",
         "postgres",
         sagaz_of,
     ),
-    _asset("imported_files", f"Files of events ({PREFIX}IMPORT_FILES), in `events`.", "file", files_of),
+    _asset(_FILES, f"Files of events ({PREFIX}IMPORT_FILES), in `events`.", "file", files_of),
 ]
-"""For the definitions; they need the resource `imports`."""

@@ -22,6 +22,14 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg] # has no 
     environment: dict[str, str] = Field(default_factory=dict)
     """The settings as variables `SAGASCOPE_…`; empty: those of the process, read when the lake is opened."""
 
+    def given(self) -> Settings:
+        """The settings, whether there is a lake or not.
+
+        Raises:
+            InvalidSettingError: a variable can't be used.
+        """
+        return Settings.from_environment(self.environment or os.environ)
+
     def settings(self) -> Settings:
         """The settings of a lake that is there.
 
@@ -29,7 +37,7 @@ class LakeResource(dg.ConfigurableResource):  # type: ignore[type-arg] # has no 
             NoTablesError: there is no catalog.
             InvalidSettingError: a variable can't be used.
         """
-        settings = Settings.from_environment(self.environment or os.environ)
+        settings = self.given()
         if not settings.catalog_file.exists():
             msg = f"no tables yet at {settings.catalog_file.parent}: run `make demo` or `sagascope seed` first"
             raise NoTablesError(msg)

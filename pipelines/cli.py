@@ -31,7 +31,7 @@ from pipelines import (
     upkeep_commands,
 )
 from pipelines.analytics_process import AnalyticsProcess
-from pipelines.asking import open_history
+from pipelines.interruptible_history import open_history
 from pipelines.load_command import For, Rate, ScaleTime, Seed
 from pipelines.moments import parse_moment, parse_since
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table

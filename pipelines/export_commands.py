@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.asking import open_history
 from pipelines.history_commands import Since, Until  # noqa: TC001 - Typer reads the annotations
+from pipelines.interruptible_history import open_history
 from pipelines.terminal import make_console
 from warehouse.settings import Settings
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import report_output
-from pipelines.asking import open_history
+from pipelines.interruptible_history import open_history
 from pipelines.moments import parse_moment, parse_since
 from pipelines.report_output import ReportFormat
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.markup import escape
 
-from pipelines import processes
+from pipelines import batch_jobs, processes
 from pipelines.quality_command import parse_table
 from pipelines.terminal import make_console, rows_as_table
 from warehouse.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
-STOP_SECONDS = 30.0
+    from warehouse.maintenance import Outcome
+
 SHOWN = {
     "retain": ("table", "rows_deleted", "files_before", "files_after", "kept_since"),
     "compact": ("table", "files_before", "files_after", "bytes_before", "bytes_after", "left", "seconds"),
@@ -37,27 +35,6 @@ Tables = Annotated[
     typer.Option("--table", metavar="TABLE", help="Only this table; may be given again. Default: all."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
-
-
-class Line(msgspec.Struct, frozen=True):
-    """One line that `python -m jobs.upkeep` wrote: see `warehouse.maintenance.Outcome`; without an action it says why not."""
-
-    status: str
-    action: str = ""
-    table: str = ""
-    files_before: int = 0
-    files_after: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    left: int = 0
-    snapshots_expired: int = 0
-    snapshots_kept: int = 0
-    orphan_files: int = 0
-    orphan_bytes: int = 0
-    rows_deleted: int = 0
-    kept_since: datetime | None = None
-    seconds: float = 0.0
-    reason: str = ""
 
 
 @maintain.command()
@@ -137,49 +114,34 @@ def _run(actions: list[str], tables: list[str] | None, *, dry_run: bool) -> None
         typer.Exit: something could not be done.
         processes.ProcessFailedError: it ended by itself.
     """
+    from warehouse.maintenance import Outcome
+
     settings = Settings.from_environment(os.environ)
     names = dict.fromkeys(parse_table(name).name for name in tables or [])
-    log = settings.logs / "upkeep.log"
     options = [*(f"--table={name}" for name in names), *(["--dry-run"] if dry_run else [])]
-    child = processes.start(
-        [sys.executable, "-P", "-m", "jobs.upkeep", *actions, *options],
-        log,
-        temporary=settings.temporary,
-        environment=settings.environment(),
-    )
-    try:
-        with console.status(f"maintain {' '.join(actions)}"):
-            code = child.wait()
-    finally:
-        processes.stop_child(child, STOP_SECONDS)
-    lines = said(log)
+    ended = batch_jobs.run(settings, console, "upkeep", [*actions, *options], status=f"maintain {' '.join(actions)}")
+    outcomes = [msgspec.convert(line, Outcome) for line in ended.said if "action" in line]
     for action in actions:
-        if of := [line for line in lines if line.action == action]:
+        if of := [outcome for outcome in outcomes if outcome.action == action]:
             _print(action, of, dry_run=dry_run)
-    reasons = [line for line in lines if line.reason]
+    reasons = [line for line in ended.said if line.get("reason")]
     for line in reasons:
-        what = f"{line.action} {line.table}: " if line.action else ""
-        console.print(f"[bold red]{escape(what)}[/]{escape(line.reason)}", highlight=False)
-    if code and not reasons:
-        msg = f"the upkeep ended with exit code {code}: {processes.last_lines(log)}"
+        what = f"{line['action']} {line['table']}: " if "action" in line else ""
+        console.print(f"[bold red]{escape(what)}[/]{escape(line['reason'])}", highlight=False)
+    if ended.code and not reasons:
+        msg = f"the upkeep ended with exit code {ended.code}: {processes.last_lines(ended.log)}"
         raise processes.ProcessFailedError(msg)
-    if code:
+    if ended.code:
         raise typer.Exit(1)
 
 
-def said(log: Path) -> list[Line]:
-    """The lines that the job wrote, among what its JVM may have written."""
-    lines = log.read_bytes().splitlines()
-    return [msgspec.json.decode(line, type=Line) for line in lines if line.startswith(b'{"job"')]
-
-
-def _print(action: str, lines: Iterable[Line], *, dry_run: bool) -> None:
+def _print(action: str, outcomes: Iterable[Outcome], *, dry_run: bool) -> None:
     console.print(f"[bold]{action}[/]{', what would be done' if dry_run else ''}")
     names = SHOWN[action]
     console.print(
         rows_as_table(
             [name.replace("_", " ") for name in names],
-            [tuple(_told(getattr(line, name)) for name in names) for line in lines if line.status == "finished"],
+            [tuple(_told(getattr(one, name)) for name in names) for one in outcomes if not one.reason],
         )
     )
 

@@ -24,7 +24,9 @@ from sagascope.events import SAGA_ENDS, EventType, SagaEvent, new_id
 from sagascope.listener import EventListener
 from warehouse import history, statistics
 from warehouse.catalog import open_catalog
+from warehouse.definitions import row_of
 from warehouse.errors import WarehouseError
+from warehouse.event_rows import event_rows
 from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, STEP_STATS
 
 if TYPE_CHECKING:
@@ -91,12 +93,12 @@ def seed(settings: Settings, now: datetime, *, days: int = 7, sagas_a_day: int =
         late = [event for event in events if _is_late(event, late_day)]
         in_time = [event for event in events if not _is_late(event, late_day)]
         _append(catalog, SAGA_DEFINITIONS, _definitions(events))
-        _append(catalog, EVENTS, [_row(event, offset) for offset, event in enumerate(in_time)])
+        _append(catalog, EVENTS, event_rows(in_time, SOURCE, range(len(in_time))))
         with history.open(settings, first, today, catalog=catalog) as tables:
             for table in STATISTICS:
                 rows = tables.sql(statistics.query(settings, table)).to_arrow_table()
                 _append(catalog, table, _spoilt(rows, wrong_day) if table is STEP_STATS else rows)
-        _append(catalog, EVENTS, [_row(event, len(in_time) + offset) for offset, event in enumerate(late)])
+        _append(catalog, EVENTS, event_rows(late, SOURCE, range(len(in_time), len(events))))
     return Seeded(
         first=first.date(),
         days=days,
@@ -159,30 +161,14 @@ def _is_late(event: SagaEvent, day: datetime) -> bool:
     return event.service == LATE_SERVICE and since <= event.timestamp < until
 
 
-def _row(event: SagaEvent, offset: int) -> dict[str, Any]:
-    return msgspec.structs.asdict(event) | {
-        "event_type": event.event_type.value,
-        "timestamp": datetime.fromtimestamp(event.timestamp / 1000, UTC),
-        "context_keys": list(event.context_keys),
-        "source_topic": SOURCE,
-        "source_partition": 0,
-        "source_offset": offset,
-    }
-
-
 def _definitions(events: Sequence[SagaEvent]) -> list[dict[str, Any]]:
     """A row for each definition that the events name, first seen when the first of them was."""
     rows: dict[str, dict[str, Any]] = {}
     for event in events:
         definition = recall(event.definition_id) if event.definition_id else None
         if definition and definition.definition_id not in rows:
-            rows[definition.definition_id] = {
-                "definition_id": definition.definition_id,
-                "saga_name": definition.saga_name,
-                "steps": msgspec.json.encode(definition.steps).decode(),
-                "first_seen": datetime.fromtimestamp(event.timestamp / 1000, UTC),
-                "service": event.service,
-            }
+            seen = datetime.fromtimestamp(event.timestamp / 1000, UTC)
+            rows[definition.definition_id] = row_of(definition, seen, event.service)
     return list(rows.values())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,7 @@ import msgspec
 import typer
 from rich.markup import escape
 
-from pipelines import processes, stack
+from pipelines import batch_jobs, processes, stack
 from pipelines.moments import parse_moment
 from pipelines.terminal import make_console, rows_as_table
 from sagascope.events import FARTHEST_AHEAD_MS
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from warehouse.windows import Comparison, TableDifferences
 
 HOUR = timedelta(hours=1)
-STOP_SECONDS = 30.0
 
 console = make_console()
 
@@ -42,12 +40,6 @@ Until = Annotated[
     datetime | None,
     typer.Option(parser=parse_moment, metavar="MOMENT", help="Only windows that start before this moment."),
 ]
-
-
-class _Said(msgspec.Struct, frozen=True):
-    """One line that the recompute wrote."""
-
-    reason: str | None = None
 
 
 def parity(
@@ -211,22 +203,12 @@ def _verdict(account: Account, comparison: Comparison, *, mended: bool) -> str:
 def _recompute(settings: Settings, first: datetime, last: datetime | None) -> bool:
     """Run the batch job over [first, last); says whether it succeeded."""
     hours = ["--from", _hour(first), *(["--to", _hour(last)] if last else [])]
-    log = settings.logs / "recompute.log"
-    child = processes.start(
-        [sys.executable, "-P", "-m", "jobs.recompute", *hours],
-        log,
-        temporary=settings.temporary,
-        environment=settings.environment(),
-    )
-    try:
-        with console.status(f"recompute {' '.join(hours)}"):
-            code = child.wait()
-    finally:
-        processes.stop_child(child, STOP_SECONDS)
-    reason = _reason(log.read_bytes().splitlines()) if code else ""
-    outcome = f"did not succeed: {reason or processes.last_lines(log)}" if code else "done"
-    console.print(f"recompute {' '.join(hours)}: {escape(outcome)}", highlight=False)
-    return code == 0
+    what = f"recompute {' '.join(hours)}"
+    ended = batch_jobs.run(settings, console, "recompute", hours, status=what)
+    reasons = [line["reason"] for line in ended.said if line.get("reason")]
+    why = "; ".join(reasons) or processes.last_lines(ended.log)
+    console.print(f"{what}: {escape(f'did not succeed: {why}') if ended.code else 'done'}", highlight=False)
+    return ended.code == 0
 
 
 def _damaged(account: Account) -> int:
@@ -235,12 +217,3 @@ def _damaged(account: Account) -> int:
 
 def _hour(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%MZ}"
-
-
-def _reason(lines: Iterable[bytes]) -> str:
-    """What the job said last of why it did not finish."""
-    reason = ""
-    for line in lines:
-        if line.startswith(b'{"job"'):
-            reason = msgspec.json.decode(line, type=_Said).reason or reason
-    return reason

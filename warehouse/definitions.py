@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kafka.consumer.fetcher import ConsumerRecord
     from pyiceberg.catalog import Catalog
 
+    from sagascope.definitions import PublishedDefinition, SagaDefinition
     from warehouse.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -75,12 +76,19 @@ def _row(record: ConsumerRecord) -> dict[str, Any] | None:
     except (InvalidDefinitionError, ValueError, OverflowError) as error:
         _log_skipped(f"{record.topic}-{record.partition} at offset {record.offset}", str(error))
         return None
+    return row_of(definition, first_seen, definition.service)
+
+
+def row_of(
+    definition: PublishedDefinition | SagaDefinition, first_seen: datetime, service: str | None
+) -> dict[str, Any]:
+    """A row of `saga_definitions`, by column."""
     return {
         "definition_id": definition.definition_id,
         "saga_name": definition.saga_name,
         "steps": msgspec.json.encode(definition.steps).decode(),
         "first_seen": first_seen,
-        "service": definition.service,
+        "service": service,
     }
 
 

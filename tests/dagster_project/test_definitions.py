@@ -50,7 +50,7 @@ def test_names() -> None:
         "daily_quality",
     ]
     assert [sensor.name for sensor in defs.sensors or ()] == ["new_rows", "mend", "failed_runs"]
-    assert sorted(defs.resources or ()) == ["imports", "lake"]
+    assert sorted(defs.resources or ()) == ["lake"]
 
 
 def test_each_table_is_an_asset() -> None:

@@ -8,7 +8,8 @@ import dagster as dg
 import msgspec
 import pytest
 
-from dagster_project.imports import IMPORTS, ImportResource
+from dagster_project.imports import IMPORTS
+from dagster_project.lake import LakeResource
 from dagster_project.partitions import START
 from sagascope.events import encode
 from tests.warehouse.imports.outboxes import add_rows, saga_rows
@@ -37,7 +38,7 @@ def run(
 ) -> dg.ExecuteInProcessResult:
     """One run over the range, as a backfill starts it."""
     environment = msgspec.structs.replace(lake.settings, **settings).environment()
-    resources = {"imports": ImportResource(environment=environment)}
+    resources = {"lake": LakeResource(environment=environment)}
     defs = dg.Definitions(assets=[asset], resources=resources)
     job = defs.resolve_implicit_global_asset_job_def()
     return job.execute_in_process(instance=instance, tags=RANGE, raise_on_error=False)

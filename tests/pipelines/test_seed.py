@@ -123,3 +123,10 @@ def test_simulated_time_jumps() -> None:
     began = time.monotonic()
     assert simulated_time.run(sleep()) == ["hour 3600", "week 604800"]
     assert time.monotonic() - began < 60
+
+
+def test_few_sagas_may_have_none_late(tmp_path: Path) -> None:
+    """With a saga a day no event may fall into the late hours: nothing is late then, and all the rest is there."""
+    settings = Settings(home=str(tmp_path))
+    seeded = seed(settings, NOW, days=5, sagas_a_day=1)
+    assert ask(Lake(settings, seeded), "SELECT count(*) FROM events") == [(seeded.events,)]

@@ -19,9 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
-import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
@@ -29,6 +27,7 @@ from sagascope.events import SagaEvent
 from warehouse import history, stored_runs
 from warehouse.catalog import open_catalog
 from warehouse.errors import WarehouseError
+from warehouse.event_rows import event_rows
 from warehouse.imports import PREFIX
 from warehouse.imports.source import DAY, EPOCH, MICROSECOND, Loaded, Refused, Source, Span, begin_of, offset_of
 from warehouse.tables import EVENTS, REJECTED_EVENTS
@@ -140,7 +139,7 @@ class OpenedImport:
                         seen.add(hash(event.event_id))  # a million ids take 300 MB, their hashes a fifth of it
                         fresh.append(event)
                 if fresh and not self._dry_run:
-                    events.append(self._rows(fresh))
+                    events.append(event_rows(fresh, self._source.topic, [offset_of(one.event_id) for one in fresh]))
                 told = told._replace(imported=told.imported + len(fresh))
         if told.imported and day and not self._dry_run:
             since = datetime.combine(day, time(), UTC)
@@ -190,23 +189,6 @@ class OpenedImport:
         except CommitFailedException as error:  # by its promise nothing has landed
             msg = f"{table.name}: others committed before each attempt to store what is imported: do it again; nothing is stored twice"
             raise CanNotImportError(msg) from error
-
-    def _rows(self, events: Sequence[SagaEvent]) -> pa.Table:
-        """Events as rows of `events`, with where they came from."""
-        schema = _schema(EVENTS)
-        values: dict[str, Any] = dict(
-            zip(_FIELDS, zip(*map(msgspec.structs.astuple, events), strict=True), strict=True)
-        )
-        values["attributes"] = [list(one.items()) for one in values["attributes"]]
-        times = pc.multiply(pa.array(values.pop("timestamp"), pa.int64()), 1000)
-        values["source_topic"] = [self._source.topic] * len(events)
-        values["source_partition"] = [0] * len(events)
-        values["source_offset"] = [offset_of(event.event_id) for event in events]
-        columns = [
-            times.cast(field.type) if field.name == "timestamp" else pa.array(values[field.name], field.type)
-            for field in schema
-        ]
-        return pa.Table.from_arrays(columns, schema=schema)
 
     def _sagas_of_the_topic(self) -> set[str]:
         """Those of the source that have events from the topic, of whatever time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from abc import ABC, abstractmethod
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import groupby
@@ -56,7 +57,7 @@ def outbox_at(where: str) -> Outbox:
     return SQLiteOutbox(Path(path))
 
 
-class Outbox:
+class Outbox(ABC):
     """Rows as sagaz's OutboxSagaListener writes them, whatever else is in the same table."""
 
     topic = SAGAZ_OUTBOX
@@ -96,8 +97,9 @@ class Outbox:
                 if _day(one) == day:
                     yield one
 
+    @abstractmethod
     def _batches(self, span: Span, loaded: Loaded) -> Iterator[list[tuple[Any, ...]]]:
-        raise NotImplementedError
+        """The rows as they are read; what lies outside the span is counted in `loaded`."""
 
 
 class PostgresOutbox(Outbox):
