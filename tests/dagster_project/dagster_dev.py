@@ -65,14 +65,14 @@ class Dagster:
         return answer["data"]
 
     def reports(self, asset: str) -> dict[str, dict[str, Any]]:
-        """The metadata of the newest report of each day."""
+        """What was told of each day, of each label the newest: the sensor may tell once more what a run has told."""
         node = self.ask(REPORTS, asset={"path": [asset]})["assetNodeOrError"]
-        return {
-            report["partition"]: {
-                entry["label"]: entry.get("intValue", entry.get("text")) for entry in report["metadataEntries"]
-            }
-            for report in reversed(node["assetMaterializations"])
-        }
+        told: dict[str, dict[str, Any]] = {}
+        for report in reversed(node["assetMaterializations"]):
+            told.setdefault(report["partition"], {}).update(
+                {entry["label"]: entry.get("intValue", entry.get("text")) for entry in report["metadataEntries"]}
+            )
+        return told
 
     def wait_for(self, look: Callable[[], Answer], seconds: float = SECONDS_TO_ANSWER) -> Answer:
         """What `look` returns, once it is truthy; fails with the end of the log."""

@@ -241,7 +241,7 @@ def test_a_node_killed_while_it_is_written_to_has_each_event_once(search: Search
         async with there.listening(max_request_bytes=10_000) as listener:
             with node(there.product, folder, there.port) as process:
                 writing = asyncio.create_task(listener.write(events))
-                while not await asyncio.to_thread(there.hits):
+                while len(await asyncio.to_thread(there.hits)) < 200:  # of several requests: one at least was answered
                     assert not writing.done()
                 await asyncio.to_thread(kill, process)
                 with pytest.raises(PartialError) as caught:
