@@ -1,8 +1,7 @@
 """The reports' speed over a week of 10 million events, each against a plain group-by of DuckDB over the same files.
 
-Fills a lake in a temporary folder: sagas of `bench/synthesise.py`, 100,000 events lived through once and told a hundred
-times, each time later and with ids of its own; the definitions; the statistics of all closed windows, computed by
-`warehouse.statistics`; and the runs of all whole days. Prints of each report the median seconds and CPU seconds (of this
+Fills a lake in a temporary folder with the events of `bench/week.py`, the statistics of all closed windows, computed by
+`warehouse.statistics`, and the runs of all whole days. Prints of each report the median seconds and CPU seconds (of this
 process, on all cores) of `--repeat` turns, each in a history that was opened for it, from the question to the last row,
 and its ratio to the baseline: `count(*)` by saga, step and type over a bare list of the files of `events`, taken in turns
 with it. Opening is told apart. Reports that read the statistics alone have a limit of their own. `--stored`: asks only
@@ -14,32 +13,24 @@ from __future__ import annotations
 import argparse
 import time
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import duckdb
-import msgspec
-import pyarrow as pa
-from pyiceberg.io.pyarrow import schema_to_pyarrow
 
-from bench import synthesise
-from pipelines.workload import SAGAS
-from sagascope.definitions import SagaDefinition, StepDefinition
-from sagascope.events import decode
+from bench import week
 from warehouse import history, reports, statistics, stored_runs
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
-from warehouse.tables import EVENTS, SAGA_DEFINITIONS, STATISTICS, Table
+from warehouse.tables import EVENTS, STATISTICS
 from warehouse.targets import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TOLD_ONCE = 100_000
-DAYS = 7
 LIMIT, STATISTICS_LIMIT = 2.0, 0.2
 FROM_STATISTICS = {
     "failure_rate",
@@ -52,92 +43,22 @@ FROM_STATISTICS = {
 }
 BASELINE = "SELECT saga_name, step_name, event_type, count(*) FROM {} GROUP BY ALL"
 
-TOLD_AGAIN = """
-SELECT printf('%08x', range + $first) || substr(event_id, 9) AS event_id, event_type,
-    saga_id || '-' || range + $first AS saga_id, saga_name,
-    printf('%08x', range + $first) || substr(run_id, 9) AS run_id, "sequence",
-    "timestamp" + (range + $first) * to_milliseconds($width) AS "timestamp",
-    * EXCLUDE (event_id, event_type, saga_id, saga_name, run_id, "sequence", "timestamp", source_offset),
-    source_offset + (range + $first) * $events AS source_offset
-FROM range($number), once ORDER BY "timestamp"
-"""
-
 
 def fill(settings: Settings, events: int) -> None:
-    """Append the events, the definitions and the statistics of all windows that are over."""
-    times = max(1, events // TOLD_ONCE)
-    load = synthesise.Load(events=TOLD_ONCE, partitions=1, events_per_second=TOLD_ONCE * times / DAYS / 86_400)
-    width = round(DAYS * 86_400_000 / times)
-    rows = [_row(value, offset) for offset, value in enumerate(r.value for r in synthesise.partition_events(load, 0))]
-    with duckdb.connect() as duck:
-        duck.execute("SET TimeZone = 'UTC'")
-        duck.register("once", pa.Table.from_pylist(rows, schema=_schema(EVENTS)))
-        for first in range(0, times, 10):
-            values = {"first": first, "number": min(10, times - first), "width": width, "events": TOLD_ONCE}
-            _append(settings, EVENTS, duck.sql(TOLD_AGAIN, params=values).to_arrow_table())
-    _append(settings, SAGA_DEFINITIONS, pa.Table.from_pylist(_definitions(), schema=_schema(SAGA_DEFINITIONS)))
-    begin = datetime.fromtimestamp(synthesise.BEGIN_MS / 1000, UTC)
-    end = begin + timedelta(days=DAYS) - timedelta(minutes=5)
+    """Append the events, the statistics of all windows that are over, and the runs of all whole days."""
+    week.fill(settings, events)
+    end = week.END - timedelta(minutes=5)
     with history.open(settings) as tables:
         for table in STATISTICS:
             of_tail = (
                 f"SELECT * FROM ({statistics.query(settings, table)}) WHERE window_end <= $end ORDER BY window_start"
             )
-            _append(settings, table, tables.sql(of_tail, {"end": end}).to_arrow_table())
-    day = begin.replace(hour=0)
+            week.append(settings, table, tables.sql(of_tail, {"end": end}).to_arrow_table())
+    day = week.BEGIN.replace(hour=0)
     with closing(open_catalog(settings)) as catalog:
         while day + timedelta(days=1) < end:
             stored_runs.store(settings, catalog, day, day + timedelta(days=1))
             day += timedelta(days=1)
-
-
-def _row(value: bytes, offset: int) -> dict[str, Any]:
-    event = decode(value)
-    return msgspec.structs.asdict(event) | {
-        "event_type": str(event.event_type),
-        "timestamp": datetime.fromtimestamp(event.timestamp / 1000, UTC),
-        "context_keys": list(event.context_keys),
-        "source_topic": "bench",
-        "source_partition": 0,
-        "source_offset": offset,
-    }
-
-
-def _definitions() -> list[dict[str, Any]]:
-    found = [
-        SagaDefinition(
-            saga_name=model.name,
-            steps=tuple(
-                StepDefinition(
-                    step_name=step.name,
-                    compensable=step.compensation is not None,
-                    pivot=step.pivot,
-                    depends_on=step.after,
-                )
-                for step in model.steps
-            ),
-        )
-        for model in SAGAS
-    ]
-    return [
-        {
-            "definition_id": one.definition_id,
-            "saga_name": one.saga_name,
-            "steps": msgspec.json.encode(one.steps).decode(),
-            "first_seen": datetime.fromtimestamp(synthesise.BEGIN_MS / 1000, UTC),
-        }
-        for one in found
-    ]
-
-
-def _schema(table: Table) -> pa.Schema:
-    return schema_to_pyarrow(table.schema, include_field_ids=False)
-
-
-def _append(settings: Settings, table: Table, rows: pa.Table) -> None:
-    stored = open_catalog(settings).load_table(table.identifier)
-    schema = schema_to_pyarrow(stored.schema(), include_field_ids=False)
-    stored.append(rows.select(schema.names).cast(schema))
 
 
 @contextmanager
@@ -153,9 +74,8 @@ def lake(folder: str | None, events: int) -> Iterator[Settings]:
 def ask(settings: Settings, name: str, attributes: dict[str, str], until: datetime) -> tuple[float, float, float]:
     """Seconds of a report over the span, its CPU seconds, and the seconds that opening the history took before."""
     query, parameters = reports.ask(name, attributes=attributes, **_more(name))
-    begin = datetime.fromtimestamp(synthesise.BEGIN_MS / 1000, UTC)
     opened = time.perf_counter()
-    with history.open(settings, begin, until) as tables:
+    with history.open(settings, week.BEGIN, until) as tables:
         began, cpu = time.perf_counter(), time.process_time()
         tables.sql(query, parameters).fetchall()
         return time.perf_counter() - began, time.process_time() - cpu, began - opened
@@ -165,7 +85,7 @@ def _more(name: str) -> dict[str, Any]:
     """What the report takes beside: the middle of the week, a target of each kind of saga and of each step."""
     match reports.load(name).takes:
         case "moment":
-            return {"moment": datetime.fromtimestamp(synthesise.BEGIN_MS / 1000, UTC) + timedelta(days=DAYS / 2)}
+            return {"moment": week.BEGIN + timedelta(days=week.DAYS / 2)}
         case "targets":
             return {"targets": [Target(max_ms=10_000.0), Target(step="*", percentile=95.0, max_ms=2_000.0)]}
     return {}
@@ -184,8 +104,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these reports")
     given = parser.parse_args()
     attributes = dict(text.split("=", 1) for text in given.attribute)
-    until = datetime.fromtimestamp(synthesise.BEGIN_MS / 1000, UTC) + timedelta(days=DAYS)
-    until = until.replace(hour=0) if given.stored else until
+    until = week.END.replace(hour=0) if given.stored else week.END
     with lake(given.lake, given.events) as settings:
         tasks = open_catalog(settings).load_table(EVENTS.identifier).scan().plan_files()
         listed = [task.file.file_path.removeprefix("file://") for task in tasks]

@@ -63,10 +63,10 @@ def open_query(events: str, definitions: str) -> str:
     return f"""
         WITH unended AS MATERIALIZED (
             -- By the hash: 8 bytes a run in memory instead of its id.
-            SELECT run_id FROM {events} SEMI JOIN (
-                SELECT hash(run_id) AS run_hash FROM {events} GROUP BY run_hash HAVING NOT bool_or(event_type IN ({ends}))
-            ) ON hash(run_id) = run_hash GROUP BY run_id
-        ), open_events AS NOT MATERIALIZED (
+            SELECT DISTINCT run_id FROM {events} ANTI JOIN (
+                SELECT hash(run_id) AS run_hash FROM {events} WHERE event_type IN ({ends})
+            ) ON hash(run_id) = run_hash
+        ), open_events AS MATERIALIZED (
             SELECT * FROM {events} SEMI JOIN unended USING (run_id)
         )
         SELECT * FROM ({query("open_events", definitions)})

@@ -1,5 +1,5 @@
--- The events of these types that a report is asked about, each id once. What is not asked for goes first.
-WITH given AS MATERIALIZED (
+-- The events of these types that a report is asked about, each id once.
+WITH given AS NOT MATERIALIZED (
     SELECT event_id, event_type, saga_id, saga_name, run_id, "timestamp", step_name, attempt, duration_ms, error_type,
         source_partition, source_offset
     FROM events
@@ -11,7 +11,7 @@ WITH given AS MATERIALIZED (
     -- Few or none: to number all rows by their id would cost several times the rest of the query.
     SELECT hash(event_id) AS id_hash FROM given GROUP BY id_hash HAVING count(*) > 1
 )
-SELECT * FROM given ANTI JOIN doubled ON hash(event_id) = id_hash
+SELECT * FROM given WHERE hash(event_id) NOT IN (FROM doubled)
 UNION ALL (
     SELECT * FROM given SEMI JOIN doubled ON hash(event_id) = id_hash
     QUALIFY row_number() OVER (PARTITION BY event_id ORDER BY source_partition, source_offset) = 1
