@@ -1,11 +1,14 @@
 """How fresh the tables are: from the moment an event happens to the moment when DuckDB shows it.
 
-    python bench/freshness.py [--rate 1000] [--seconds 120] [--every 0.1]
+    python bench/freshness.py [--rate 1000] [--seconds 120] [--every 0.1] [--beside-backfill 10000000]
 
 A broker and a home of their own; a process writes `--rate` events a second, each stamped when it is written; the job
 commits every second; and a reader opens the history every `--every` seconds, with the catalog kept open, and asks for the
 events that it has not seen. An event's freshness is the time from its timestamp to the end of the poll that first shows
 it, so the reader's own work counts. The first 20 s are left out (start), all events after them count.
+
+With `--beside-backfill` a week of so many made-up events (`bench/week.py`) is in the tables before, and while it counts,
+`jobs.recompute` computes all days of that week, again and again.
 
 Prints the median, p95, p99 and worst over all events against the limit, p99 at most 3 s; the polls' own length; and the CPU
 seconds of each part over the time that counts. Exit code 1 beyond the limit, or where an event was never seen.
@@ -32,15 +35,17 @@ import numpy as np
 import psutil
 from kafka import KafkaProducer
 
-from pipelines import stack
+from bench import week
+from pipelines import processes, stack
 from pipelines.analytics_process import AnalyticsProcess
 from sagascope.events import EventType, SagaEvent, encode, new_id
 from warehouse import history
 from warehouse.catalog import open_catalog
 from warehouse.parity import read_ends
-from warehouse.settings import Settings
+from warehouse.settings import CHECKOUT, Settings
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
     from pyiceberg.catalog import Catalog
@@ -97,14 +102,15 @@ def _event(number: int) -> bytes:
 def polls(settings: Settings, catalog: Catalog, every: float) -> Iterator[Poll]:
     """Look every so often, for ever; each event is told once, by its offset."""
     seen = dict.fromkeys(range(settings.partitions), -1)
-    newest: datetime | None = None
+    newest = datetime.now(UTC)  # what was there before is no news
     due = time.monotonic()
     while True:
         began = time.monotonic()
         fresh = " OR ".join(f"source_partition = {p} AND source_offset > {offset}" for p, offset in seen.items())
-        with history.open(settings, since=newest and newest - SPREAD, catalog=catalog) as tables:
+        with history.open(settings, since=newest - SPREAD, catalog=catalog) as tables:
             rows = tables.sql(
-                f"""SELECT source_partition, source_offset, epoch("timestamp") AS at FROM events WHERE {fresh}"""
+                f"""SELECT source_partition, source_offset, epoch("timestamp") AS at FROM events WHERE source_topic = $topic AND ({fresh})""",
+                {"topic": settings.topic},
             ).fetchnumpy()
         visible = time.time()
         for partition in seen:
@@ -123,6 +129,48 @@ def cpu_seconds(pid: int | None) -> float:
     return sum(t.user + t.system for t in (p.cpu_times() for p in (process, *process.children(recursive=True))))
 
 
+class Backfills:
+    """One recompute of the week after the other."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
+
+    def go_on(self) -> None:
+        """Start the next one, if none runs.
+
+        Raises:
+            RuntimeError: the last one failed.
+        """
+        if self._process and self._process.poll() is None:
+            return
+        if self._process:
+            self._told()
+        bounds = ["--from", week.BEGIN.isoformat(), "--to", week.END.isoformat()]
+        self._began = time.monotonic()
+        self._process = processes.start(
+            [sys.executable, "-m", "jobs.recompute", *bounds],
+            self._settings.logs / "recompute.out",
+            temporary=self._settings.temporary,
+            environment=self._settings.environment() | {"PYTHONPATH": str(CHECKOUT)},
+        )
+
+    def stop(self) -> None:
+        """End the one that runs."""
+        if self._process and self._process.poll() is None:
+            print(f"a backfill was at work for {time.monotonic() - self._began:.0f} s, and was stopped", flush=True)
+            processes.stop_child(self._process, 10.0)
+        elif self._process:
+            self._told()
+
+    def _told(self) -> None:
+        if self._process and self._process.returncode:
+            msg = f"the backfill failed: {processes.last_lines(self._settings.logs / 'recompute.out')}"
+            raise RuntimeError(msg)
+        print(f"a backfill of the week took {time.monotonic() - self._began:.0f} s", flush=True)
+
+
 def watch(settings: Settings, job_pid: int, broker_pid: int, given: argparse.Namespace) -> tuple[int, str]:
     """Produce and look; the exit code, and what was found."""
     with closing(open_catalog(settings)) as catalog:
@@ -135,15 +183,20 @@ def watch(settings: Settings, job_pid: int, broker_pid: int, given: argparse.Nam
         spent: dict[str, float] = {}
         looks: list[Poll] = []
         seen = 0
+        backfills = Backfills(settings) if given.beside_backfill else None
         for look in polls(settings, catalog, given.every):
             looks.append(look)
             seen += len(look.times)
+            if backfills and begin <= look.visible < end:
+                backfills.go_on()
             if look.visible >= begin and not before:
                 before = {name: _own_cpu(name, pid) for name, pid in pids.items()}
             if look.visible >= end and not spent:
                 spent = {name: _own_cpu(name, pid) - before[name] for name, pid in pids.items()}
             if not load.is_alive() and (seen >= _written(settings) or look.visible > end + LAST_SECONDS):
                 break
+        if backfills:
+            backfills.stop()
     return _told(looks, begin, spent, given, _written(settings) - seen)
 
 
@@ -189,6 +242,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1_000, help="events a second; default 1,000")
     parser.add_argument("--seconds", type=float, default=120, help="that count, after the first 20; default 120")
     parser.add_argument("--every", type=float, default=0.1, help="seconds between two polls; default 0.1")
+    parser.add_argument("--beside-backfill", type=int, metavar="EVENTS", help="of a week, computed again meanwhile")
     given = parser.parse_args()
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all is stopped then too
@@ -196,6 +250,8 @@ def main() -> None:
     settings = Settings(home=str(folder), checkpoint_interval_ms=1_000)
     job: AnalyticsProcess | None = None
     try:
+        if given.beside_backfill:
+            week.fill(settings, given.beside_backfill)
         broker = stack.up(settings)
         settings = msgspec.structs.replace(settings, bootstrap_servers=broker.bootstrap_servers)
         job = AnalyticsProcess(settings)

@@ -114,13 +114,13 @@ def _append(settings: Settings, rows: pa.Table, table: Table) -> None:
     stored.append(rows.cast(schema_to_pyarrow(stored.schema(), include_field_ids=False)))
 
 
-def recompute(settings: Settings) -> Run:
-    """Run the command over the whole span.
+def recompute(settings: Settings, since: datetime, until: datetime) -> Run:
+    """Run the command over [since, until).
 
     Raises:
         RecomputeFailedError: it failed; with what it said.
     """
-    bounds = ["--from", BEGIN.isoformat(), "--to", (BEGIN + SPAN).isoformat()]
+    bounds = ["--from", since.isoformat(), "--to", until.isoformat()]
     log = settings.logs / "recompute.out"
     began = time.monotonic()
     child = processes.start(
@@ -183,7 +183,7 @@ def measure(what: str, settings: Settings, events: int, repeat: int) -> float:
     ours: list[Run] = []
     baseline: list[Run] = []
     for _ in range(repeat):
-        ours.append(recompute(settings))
+        ours.append(recompute(settings, BEGIN, BEGIN + SPAN))
         baseline.append(query(settings))
         print(f"{what}: {_told(ours[-1])}; DuckDB {_told(baseline[-1])}", flush=True)
     if left := differing(settings):

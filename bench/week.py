@@ -18,6 +18,7 @@ from pipelines.workload import SAGAS
 from sagascope.definitions import SagaDefinition, StepDefinition
 from sagascope.events import decode
 from warehouse.catalog import open_catalog
+from warehouse.definitions import row_of
 from warehouse.tables import EVENTS, SAGA_DEFINITIONS, Table
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def fill(settings: Settings, events: int) -> None:
         for first in range(0, times, 10):
             values = {"first": first, "number": min(10, times - first), "width": width, "events": TOLD_ONCE}
             append(settings, EVENTS, duck.sql(TOLD_AGAIN, params=values).to_arrow_table())
-    append(settings, SAGA_DEFINITIONS, pa.Table.from_pylist(_definitions(), schema=_schema(SAGA_DEFINITIONS)))
+    defined = [row_of(one, BEGIN, None) for one in definitions().values()]
+    append(settings, SAGA_DEFINITIONS, pa.Table.from_pylist(defined, schema=_schema(SAGA_DEFINITIONS)))
 
 
 def _row(value: bytes, offset: int) -> dict[str, Any]:
@@ -66,7 +68,8 @@ def _row(value: bytes, offset: int) -> dict[str, Any]:
     }
 
 
-def _definitions() -> list[dict[str, Any]]:
+def definitions() -> dict[str, SagaDefinition]:
+    """The sagas', by their id."""
     found = [
         SagaDefinition(
             saga_name=model.name,
@@ -82,15 +85,7 @@ def _definitions() -> list[dict[str, Any]]:
         )
         for model in SAGAS
     ]
-    return [
-        {
-            "definition_id": one.definition_id,
-            "saga_name": one.saga_name,
-            "steps": msgspec.json.encode(one.steps).decode(),
-            "first_seen": BEGIN,
-        }
-        for one in found
-    ]
+    return {one.definition_id: one for one in found}
 
 
 def _schema(table: Table) -> pa.Schema:
