@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import random
 import signal
-import statistics as means
 import sys
 import time
 from collections import defaultdict
@@ -30,7 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from bench import week
-from bench.recompute import RecomputeFailedError, Run, recompute
+from bench.recompute import RecomputeFailedError, Run, recompute, take_turns
 from tests import oracle
 from tests.warehouse.runs_oracle import run_of
 from warehouse import history, statistics, stored_runs, windows
@@ -106,29 +105,6 @@ def _differing_runs(tables: History) -> list[str]:
     return found
 
 
-def measure(settings: Settings, events: int, repeat: int) -> float:
-    """Take turns and tell; returns the median seconds of the backfill."""
-    ours: list[Run] = []
-    baseline: list[Run] = []
-    for _ in range(repeat):
-        ours.append(recompute(settings, week.BEGIN, week.END))
-        baseline.append(query(settings))
-        one, other = ours[-1], baseline[-1]
-        print(
-            f"backfill: {one.seconds:.1f} s, {one.cpu_seconds:.1f} CPU s, {one.peak_bytes / 2**20:,.0f} MiB; "
-            f"DuckDB {other.seconds:.1f} s, {other.cpu_seconds:.1f} CPU s",
-            flush=True,
-        )
-    seconds, other_seconds = (means.median(run.seconds for run in runs) for runs in (ours, baseline))
-    cpu, other_cpu = (means.median(run.cpu_seconds for run in runs) for runs in (ours, baseline))
-    print(
-        f"median {seconds:.1f} s, {events / seconds / 1000:,.0f} K events/s, {cpu / events * 1e6:.2f} CPU s per M; "
-        f"ratio to DuckDB {seconds / other_seconds:.1f}, of CPU {cpu / other_cpu:.1f}",
-        flush=True,
-    )
-    return seconds
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
@@ -142,7 +118,13 @@ def main() -> None:
         settings = Settings(home=str(Path(folder) / "home"))
         week.fill(settings, given.events)
         try:
-            seconds = measure(settings, given.events, given.repeat)
+            seconds = take_turns(
+                "backfill",
+                given.events,
+                given.repeat,
+                lambda: recompute(settings, week.BEGIN, week.END),
+                lambda: query(settings),
+            )
         except RecomputeFailedError as error:
             sys.exit(f"backfill: {error}")
         if found := differences(settings):

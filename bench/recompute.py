@@ -25,6 +25,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import duckdb
 import msgspec
@@ -38,6 +39,9 @@ from warehouse import history, statistics, windows
 from warehouse.catalog import open_catalog
 from warehouse.settings import CHECKOUT, Settings
 from warehouse.tables import EVENTS, STATISTICS, STEP_STATS, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 """Where `bench.history` begins."""
@@ -180,22 +184,29 @@ def measure(what: str, settings: Settings, events: int, repeat: int) -> float:
     if not (before := differing(settings)):
         msg = "no window differs before the recompute: it would prove nothing"
         raise RecomputeFailedError(msg)
-    ours: list[Run] = []
-    baseline: list[Run] = []
-    for _ in range(repeat):
-        ours.append(recompute(settings, BEGIN, BEGIN + SPAN))
-        baseline.append(query(settings))
-        print(f"{what}: {_told(ours[-1])}; DuckDB {_told(baseline[-1])}", flush=True)
+    seconds = take_turns(
+        what, events, repeat, lambda: recompute(settings, BEGIN, BEGIN + SPAN), lambda: query(settings)
+    )
     if left := differing(settings):
         msg = f"{what}: {left:,} rows differ from what DuckDB computes"
         raise RecomputeFailedError(msg)
-    seconds, other = (means.median(run.seconds for run in runs) for runs in (ours, baseline))
-    cpu, other_cpu = (means.median(run.cpu_seconds for run in runs) for runs in (ours, baseline))
+    print(f"{what}: {before:,} rows differed before, none after", flush=True)
+    return seconds
+
+
+def take_turns(what: str, events: int, repeat: int, ours: Callable[[], Run], baseline: Callable[[], Run]) -> float:
+    """Both in turns, told with their ratio; returns our median seconds."""
+    ran: tuple[list[Run], list[Run]] = [], []
+    for _ in range(repeat):
+        ran[0].append(ours())
+        ran[1].append(baseline())
+        print(f"{what}: {_told(ran[0][-1])}; DuckDB {_told(ran[1][-1])}", flush=True)
+    seconds, other = (means.median(run.seconds for run in runs) for runs in ran)
+    cpu, other_cpu = (means.median(run.cpu_seconds for run in runs) for runs in ran)
     million = events / 1e6
     print(
         f"{what}: median {seconds:.1f} s, {cpu / million:.2f} CPU s per M; DuckDB {other:.1f} s, "
-        f"{other_cpu / million:.2f} CPU s per M; ratio {seconds / other:.1f}, of CPU {cpu / other_cpu:.1f}; "
-        f"{before:,} rows differed before, none after",
+        f"{other_cpu / million:.2f} CPU s per M; ratio {seconds / other:.1f}, of CPU {cpu / other_cpu:.1f}",
         flush=True,
     )
     return seconds
