@@ -1,0 +1,1 @@
+"""The live dashboard: its HTTP API and its pages."""
