@@ -15,6 +15,7 @@ from nicegui.elements import echart  # noqa: F401 - registers the ECharts of the
 
 if TYPE_CHECKING:
     from pipelines.dashboard.panels import Chart, Ranking, Tile
+    from warehouse.reports import Report
 
 COMPONENTS = Path(__file__).parent / "components"
 BROWSER = Path(__file__).parent / "browser"
@@ -61,6 +62,51 @@ class StepRanking(Element, component=COMPONENTS / "ranking.js"):
 
 class RunningTable(Element, component=COMPONENTS / "running_table.js"):
     """The sagas that run now."""
+
+
+class SagaView(Element, component=COMPONENTS / "saga_view.js"):
+    """One run of a saga, whole."""
+
+    def __init__(self, identity: str, trace_pattern: str) -> None:
+        """Args:
+        identity: A saga's id, or a run's.
+        trace_pattern: The address of a trace, with `{trace_id}` in it; empty: none.
+        """
+        super().__init__()
+        self._props["identity"] = identity
+        self._props["trace_pattern"] = trace_pattern
+
+
+class RangeBar(Element, component=COMPONENTS / "range_bar.js"):
+    """Over how long a page looks back."""
+
+
+class ReportView(Element, component=COMPONENTS / "report_view.js"):
+    """A named report: its chart and its rows."""
+
+    def __init__(self, report: Report, heading: str = "") -> None:
+        """Args:
+        report: Which one.
+        heading: What stands above it; else its name.
+        """
+        super().__init__()
+        chart = report.chart
+        self._props["report"] = {
+            "name": report.name,
+            "heading": heading or report.name.replace("_", " ").capitalize(),
+            "title": report.title,
+            "doc": report.doc,
+            "takes": report.takes,
+            "chart": {"kind": chart.kind, "x": chart.x, "y": chart.y, "color": chart.color, "z": chart.z},
+        }
+
+
+class FlowView(Element, component=COMPONENTS / "flow_view.js"):
+    """A kind of saga as a graph."""
+
+
+class SystemView(Element, component=COMPONENTS / "system_view.js"):
+    """How Sagascope itself is."""
 
 
 def _plain(panel: object) -> Any:

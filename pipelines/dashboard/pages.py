@@ -5,6 +5,8 @@ NiceGUI gives each page its frame and brings Vue and ECharts in its wheel: nothi
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +14,24 @@ from nicegui import ui
 from nicegui.elements.mixins.text_element import TextElement
 
 from pipelines.dashboard import panels
-from pipelines.dashboard.elements import Notice, RunningTable, SeriesChart, StepRanking, Tiles, TopBar
+from pipelines.dashboard.elements import (
+    FlowView,
+    Notice,
+    RangeBar,
+    ReportView,
+    RunningTable,
+    SagaView,
+    SeriesChart,
+    StepRanking,
+    SystemView,
+    Tiles,
+    TopBar,
+)
+from warehouse import reports
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from fastapi import FastAPI
 
 STYLE = Path(__file__).parent / "browser" / "sagascope.css"
@@ -32,14 +49,45 @@ THEME = """
 """
 
 
-def mount(app: FastAPI) -> None:
+HISTORY = {
+    "daily_trend": "Failure rate by day",
+    "duration_percentiles": "How long sagas take",
+    "failure_patterns": "Why sagas fail",
+    "branches": "What becomes of failed sagas",
+    "duration_heatmap": "When steps are slow",
+    "before_after": "Two periods compared",
+    "variants": "The ways that sagas take",
+    "compensations": "Compensations",
+    "outliers": "Outliers",
+    "sla_compliance": "Targets",
+}
+"""The reports of the page, in order, and what stands above each."""
+TRACE_PATTERN = re.compile(r"https?://[^\s{}]+\{trace_id\}[^\s{}]*")
+
+
+class InvalidTracePatternError(ValueError):
+    """Says what is wrong with the pattern of a trace's address."""
+
+
+def mount(app: FastAPI, trace_pattern: str = "") -> None:
     """Serve the pages from `/` on; what the app serves itself goes before. Once a process: NiceGUI has one app of its own.
 
     Args:
         app: Not started yet.
+        trace_pattern: The address of a trace, `https://…/{trace_id}`; empty: traces have no links.
+
+    Raises:
+        InvalidTracePatternError: it is no such address.
     """
+    if trace_pattern and not TRACE_PATTERN.fullmatch(trace_pattern):
+        msg = f"SAGASCOPE_TRACE_URL is {trace_pattern!r}; it takes an address with {{trace_id}} in it: https://traces.example/trace/{{trace_id}}"
+        raise InvalidTracePatternError(msg)
     ui.add_head_html(f"{THEME}<style>{STYLE.read_text(encoding='utf-8')}</style>", shared=True)
     ui.page("/", title="Live · Sagascope")(_live)
+    ui.page("/history", title="History · Sagascope")(_history)
+    ui.page("/flow", title="Flow · Sagascope")(_flow)
+    ui.page("/system", title="System · Sagascope")(_system)
+    ui.page("/sagas/{identity:path}", title="Saga · Sagascope")(_saga_page(trace_pattern))
     ui.run_with(
         app,
         title="Sagascope",
@@ -53,9 +101,7 @@ def mount(app: FastAPI) -> None:
 
 
 def _live() -> None:
-    TopBar("Live")
-    with _main("live"):
-        TextElement(tag="h1", text="Live").classes("unseen")
+    with _page("Live"):
         Notice()
         Tiles(panels.TILES)
         with ui.element("div").classes("charts"):
@@ -66,5 +112,38 @@ def _live() -> None:
         RunningTable()
 
 
-def _main(page: str) -> ui.element:
-    return ui.element("div").classes(f"page {page}").props('id="main" tabindex="-1"')
+def _history() -> None:
+    with _page("History"):
+        with ui.element("div").classes("over"):
+            RangeBar()
+        with ui.element("div").classes("reports"):
+            for name, heading in HISTORY.items():
+                ReportView(reports.load(name), heading)
+
+
+def _flow() -> None:
+    with _page("Flow"):
+        FlowView()
+
+
+def _system() -> None:
+    with _page("System"):
+        SystemView()
+
+
+def _saga_page(trace_pattern: str) -> Callable[[str], None]:
+    def saga(identity: str) -> None:
+        with _page("Saga", is_titled=True):
+            SagaView(identity, trace_pattern)
+
+    return saga
+
+
+@contextmanager
+def _page(name: str, *, is_titled: bool = False) -> Iterator[None]:
+    """The bar, and below it what is made within; with a title that is heard, where none is seen."""
+    TopBar(name)
+    with ui.element("div").props('id="main" tabindex="-1"').classes("page"):
+        if not is_titled:
+            TextElement(tag="h1", text=name).classes("unseen")
+        yield

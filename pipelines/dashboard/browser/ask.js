@@ -13,9 +13,6 @@ export async function ask(path, parameters = {}, signal = undefined) {
   }
   if (response.ok) return response.json();
   const told = await response.json().catch(() => null);
-  const why = told?.error?.message ?? told?.error ?? told?.detail ?? `HTTP ${response.status}`;
-  const error = new Error(typeof why === "string" ? why : JSON.stringify(why));
-  error.status = response.status;
-  error.cure = told?.error?.cure ?? told?.cure;
-  throw error;
+  const error = new Error(told?.error ?? `the server answered with HTTP ${response.status}`);
+  throw Object.assign(error, { status: response.status, cure: told?.cure });
 }

@@ -121,6 +121,7 @@ export function freshness(feed) {
     return { state: "disconnected", word: "disconnected", detail: `trying again in ${left} s`, title: seen };
   }
   const { frame } = feed;
+  if (frame.snapshot_id == null) return { state: "empty", word: "no data yet", title: frame.problem };
   if (frame.problem) return { state: "stale", word: "can’t read", title: frame.problem };
   const { newest_event_age_seconds: age, stale } = frame.freshness ?? {};
   if (age == null) return { state: "empty", word: "no data yet" };
@@ -133,8 +134,8 @@ export function freshness(feed) {
 export function notice(feed) {
   const { frame } = feed;
   if (!frame) return null;
+  if (frame.snapshot_id == null) return { kind: "empty", text: frame.problem ?? "" };
   if (frame.problem) return { kind: "problem", text: frame.problem };
-  if (frame.snapshot_id == null || frame.freshness?.newest_event_age_seconds == null) return { kind: "empty" };
   if (frame.freshness.stale) return { kind: "stale", text: frame.freshness.stale };
   return null;
 }

@@ -8,7 +8,8 @@ export default {
     <section v-if="said" class="notice" :data-kind="said.kind" role="status">
       <template v-if="said.kind === 'empty'">
         <h2>No saga has been told of yet</h2>
-        <p>Sagascope draws what is in its tables. To see it at work on this machine, with a real broker and real sagas:</p>
+        <p v-if="said.text"><template v-for="(part, n) in parts" :key="n"><code v-if="n % 2">{{ part }}</code><template v-else>{{ part }}</template></template>.</p>
+        <p>To see it at work on this machine, with a real broker and real sagas:</p>
         <pre><code>make demo</code></pre>
         <p class="dim">With sagas of your own: let them report (README, “In your service”), and run <code>sagascope analyze</code>.
           This page fills by itself.</p>
@@ -25,7 +26,8 @@ export default {
     said: () => (feed.state === "disconnected" ? null : notice(feed)),
     /** What stands between backticks is code. */
     parts() {
-      return this.said.text.split("`");
+      const { text } = this.said;
+      return (text.charAt(0).toUpperCase() + text.slice(1)).split("`");
     },
     lost() {
       if (feed.state !== "disconnected") return null;

@@ -59,6 +59,7 @@ export default {
               <template v-else>No saga is running. Ended ones are under <a href="/history">History</a>.</template>
             </td></tr>
           </tbody>
+          <tbody v-else-if="problem"><tr class="none"><td :colspan="columns.length">The running sagas can’t be shown now. It is tried again each second.</td></tr></tbody>
           <tbody v-else><tr v-for="n in 8" :key="n" class="none"><td :colspan="columns.length"><span class="bone"></span></td></tr></tbody>
         </table>
       </div>

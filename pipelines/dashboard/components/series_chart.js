@@ -56,6 +56,7 @@ export default {
       this.openFrom = all && all.openFrom < all.moments.length ? all.openFrom : null;
       this.summary = all ? told(this.panel, all) : this.panel.title;
       this.quiet = !!all && this.panel.lines.every((line) => !all.values[line.field]?.some((value) => value));
+      if (all) all.quiet = this.quiet;
       this.drawing?.drawn.setOption(whole ? { ...frameOf(this.panel), ...data(this.panel, all) } : data(this.panel, all), whole);
     },
   },
@@ -87,7 +88,7 @@ function data(panel, all) {
   const lines = panel.lines.map((line, n) => ({
     ...(line.shape === "bar" ? bar(line) : curve(line)),
     name: line.label,
-    data: (all?.moments ?? []).map((at, place) => point(line, all, at, place)),
+    data: (all && !all.quiet ? all.moments : []).map((at, place) => point(line, all, at, place)),
     ...(n === 0 && all ? { markArea: band(all, end) } : {}),
   }));
   return { xAxis: timeAxis({ min: end - HOUR_MS, max: end }), series: lines };

@@ -44,7 +44,7 @@ export default {
           values,
           line: sparkline(frame, panel.spark, address.saga),
           change: change(panel, now, then),
-          note: panel.name === "active" ? silent(now) : panel.note,
+          note: panel.name === "active" ? silent(now) : now?.[panel.fields[0][0]] == null ? "" : panel.note,
         };
       });
     },
