@@ -13,7 +13,7 @@ from msgspec import Meta
 from warehouse import statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     import duckdb
 
@@ -32,6 +32,12 @@ MOST_STEPS = 200
 """So many steps are told of in each sliding window, those that ended most often."""
 WORST_STEPS = 5
 """So many are among the slowest, and the most failing."""
+
+SUMS = {
+    "step_windows": ("completed", "failed", "timed", "sum_ms"),
+    "saga_windows": ("started", "completed", "rolled_back", "failed", "timed", "sum_ms"),
+}
+"""What a row of each table counts."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -134,29 +140,23 @@ class Figures:
         self._connection = connection
         self._points: dict[datetime, Point] = {}
         self._changed: set[datetime] = set()
-        spans = "CASE WHEN window_start >= $since_0 THEN 0 WHEN window_start >= $since_1 THEN 1 WHEN window_start >= $since_2 THEN 2 ELSE 3 END"
-        self._steps = _query(
-            "figures", "step_windows", ("saga_name", "step_name", "phase"), ("completed", "failed", "timed", "sum_ms"), spans
-        )
-        self._sagas = _query(
-            "figures",
-            "saga_windows",
-            ("saga_name",),
-            ("started", "completed", "rolled_back", "failed", "timed", "sum_ms"),
-            spans,
-        )
+        self._settled_since: list[datetime] = []
+        self._queries = [_query("figures", table) for table in SUMS]
         self._point = Template((SQL / "points.sql").read_text(encoding="utf-8")).substitute(
             bucket_ms=statistics.BUCKET_MS
         )
 
-    def mark_changed(self, starts: Iterable[datetime]) -> None:
+    def mark_changed(self, starts: Collection[datetime]) -> None:
         """Rows were added to these windows."""
         self._changed.update(starts)
+        if self._settled_since and any(start < self._settled_since[0] for start in starts):
+            self._settled_since = []
 
     def forget(self) -> None:
-        """All rows are gone."""
+        """All rows are gone, or others than one was told of."""
         self._points.clear()
         self._changed.clear()
+        self._settled_since = []
 
     def trim(self, since: datetime) -> None:
         """Windows before that are gone."""
@@ -186,10 +186,15 @@ class Figures:
         """Each sliding window as of now, the shortest first."""
         until = window_of(now) + WINDOW
         since = [window_of(now - span) for span in SPANS.values()]
-        bounds: dict[str, Any] = {"since": since[-1], "until": until}
-        bounds |= {f"since_{n}": moment for n, moment in enumerate(since[:-1])}
-        steps = self._connection.execute(self._steps, bounds).fetchall()
-        sagas = self._connection.execute(self._sagas, bounds).fetchall()
+        if since != self._settled_since:
+            bounds = {f"since_{n}": moment for n, moment in enumerate(since)}
+            for table in SUMS:
+                query = f"CREATE OR REPLACE TEMP TABLE settled_{table} AS {_query('settled', table)}"
+                self._connection.execute(query, bounds)
+            self._settled_since = since
+        steps, sagas = (
+            self._connection.execute(query, {"since": since[0], "until": until}).fetchall() for query in self._queries
+        )
         return [
             _window(
                 name,
@@ -203,12 +208,12 @@ class Figures:
         ]
 
 
-def _query(file: str, windows: str, key: tuple[str, ...], sums: tuple[str, ...], span: str) -> str:
+def _query(file: str, windows: str) -> str:
     return Template((SQL / f"{file}.sql").read_text(encoding="utf-8")).substitute(
         windows=windows,
-        key=", ".join(key),
-        sums=", ".join(f"sum({name}::DOUBLE) AS {name}" for name in sums),
-        span=span,
+        settled=f"settled_{windows}",
+        names=", ".join(SUMS[windows]),
+        sums=", ".join(f"sum({name}::DOUBLE) AS {name}" for name in SUMS[windows]),
         bucket_ms=statistics.BUCKET_MS,
     )
 
@@ -226,7 +231,7 @@ def _window(
         since=since,
         until=until,
         elapsed_seconds=round(minutes * 60, 3),
-        all_sagas=all_sagas or _saga((None, *[0] * 6, *[None] * 3), minutes),
+        all_sagas=all_sagas or _saga((*[None] * 3, *[0] * 6, *[None] * 3), minutes),
         all_steps=all_steps or _step((*[None] * 3, *[0] * 4, *[None] * 3), minutes),
         sagas=kinds,
         steps=sorted(shown, key=lambda step: (step.saga_name or "", step.step_name or "", step.phase or "")),
@@ -242,7 +247,7 @@ def _split(rows: list[Figure]) -> tuple[Figure | None, list[Figure]]:
 
 
 def _saga(row: Any, minutes: float) -> SagaFigures:
-    saga_name, started, completed, rolled_back, failed, timed, sum_ms, *percentiles = row
+    saga_name, _, _, started, completed, rolled_back, failed, timed, sum_ms, *percentiles = row
     bad = rolled_back + failed
     return SagaFigures(
         saga_name=saga_name,

@@ -175,8 +175,8 @@ class RunningRuns:
     def _eta(self, saga_name: str) -> Eta:
         """By the runs that completed within the last hour, where these are enough, else by all that are known."""
         for durations in (
-            "SELECT bucket, sum(completed)::BIGINT AS runs FROM saga_windows WHERE saga_name = $1 AND bucket IS NOT NULL "
-            "AND completed > 0 GROUP BY bucket",
+            "SELECT bucket, sum(completed)::BIGINT AS runs FROM saga_windows JOIN keys USING (key) WHERE saga_name = $1 "
+            "AND bucket IS NOT NULL AND completed > 0 GROUP BY bucket",
             "SELECT bucket, runs FROM run_durations WHERE saga_name = $1",
         ):
             rows = self._connection.execute(

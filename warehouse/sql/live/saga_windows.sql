@@ -1,5 +1,5 @@
 -- What starts and ends of sagas add to the windows of their timestamps.
-SELECT window_start, saga_name, bucket,
+SELECT window_start, saga_name, '' AS step_name, 'saga' AS phase, bucket,
     count(*) FILTER (event_type = 'saga_started') AS started,
     count(*) FILTER (event_type = 'saga_completed') AS completed,
     count(*) FILTER (event_type = 'saga_rolled_back') AS rolled_back,
