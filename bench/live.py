@@ -18,6 +18,7 @@ import tempfile
 import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,11 @@ STEPS = 4
 EVENTS_A_SAGA = 2 + 2 * STEPS
 BEGIN = datetime(2026, 11, 20, 12, tzinfo=UTC)
 SCHEMA = schema_to_pyarrow(EVENTS.schema, include_field_ids=False)
-PERCENTILES = "FROM step_percentiles"
 
 
-def sagas(first: int, count: int, begin: datetime, seconds: float, kinds: int, rng: np.random.Generator) -> pa.Table:
+def sagas(  # noqa: PLR0917 - a bench
+    first: int, count: int, begin: datetime, seconds: float, kinds: int, rng: np.random.Generator
+) -> pa.Table:
     """That many sagas which start within so many seconds; each of ten events, in order."""
     number = np.repeat(np.arange(first, first + count), EVENTS_A_SAGA)
     place = np.tile(np.arange(EVENTS_A_SAGA), count)
@@ -144,21 +146,30 @@ def measure(settings: Settings, given: argparse.Namespace) -> None:
             live = LiveTables(settings, source, lambda: clock[0])
             began = time.monotonic()
             cpu, _ = timed(live.refresh)
-            print(f"first reading: {number * EVENTS_A_SAGA:,} events, {time.monotonic() - began:.1f} s, {cpu / 1000:.1f} s of CPU")
-            follow(live, clock, given, lambda moment, count: _commit(table, up_to, moment, count, given, rng), a_second, number)
+            print(
+                f"first reading: {number * EVENTS_A_SAGA:,} events, {time.monotonic() - began:.1f} s, {cpu / 1000:.1f} s of CPU"
+            )
+            follow(
+                live,
+                clock,
+                given,
+                lambda moment, count: _commit(table, up_to, moment, count, given, rng),
+                a_second,
+                number,
+            )
             live.close()
         cpu, _ = timed(lambda: by_history(settings, clock[0]))
         print(f"the same by the history: {cpu:,.0f} ms of CPU")
 
 
-def _commit(
+def _commit(  # noqa: PLR0917 - as above
     table: Any, up_to: Callable[..., pa.Table], moment: datetime, first: int, given: argparse.Namespace, rng: Any
 ) -> None:
     count = round(given.rate / EVENTS_A_SAGA)
     table.append(up_to(moment, sagas(first, count, moment - timedelta(seconds=1), 1, given.kinds, rng)))
 
 
-def follow(
+def follow(  # noqa: PLR0917 - as above
     live: LiveTables,
     clock: list[datetime],
     given: argparse.Namespace,
@@ -179,7 +190,7 @@ def follow(
         for _ in range(2):
             cpu, frame = timed(lambda: live.frame(clock[0]))
             spent["frame"].append(cpu)
-            cpu, text = timed(lambda frame=frame: msgspec.json.encode(frame))
+            cpu, text = timed(partial(msgspec.json.encode, frame))
             spent["JSON"].append(cpu)
             weight = len(text)
         spent["running"].append(timed(lambda: live.running(limit=50))[0])

@@ -74,7 +74,7 @@ class Beginning(NamedTuple):
     durations: pa.Table
     """How long completed runs have taken: saga_name, bucket, runs."""
     offsets: pa.Table
-    """The last offset that is stored: topic, partition, last."""
+    """The last offset that is stored, and the newest timestamp: topic, partition, last, newest."""
     newest: Commit | None
     closed_until: datetime | None
     """The end of the newest window that the job has closed."""
@@ -106,9 +106,11 @@ class IcebergSource:
     """Reads the tables. Not safe for threads."""
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
-        """Args:
-        settings: Where the tables are.
-        catalog: Opened from the same settings, for as long as this is used.
+        """Nothing is read yet but the columns.
+
+        Args:
+            settings: Where the tables are.
+            catalog: Opened from the same settings, for as long as this is used.
         """
         self._settings, self._catalog = settings, catalog
         self._events = Snapshots(catalog, EVENTS)
@@ -145,8 +147,9 @@ class IcebergSource:
                 WHERE event_type = 'saga_completed' AND total_duration_ms IS NOT NULL GROUP BY ALL
             """  # noqa: S608 - ours
             offsets = """
-                SELECT source_topic AS topic, source_partition AS partition, max(source_offset) AS "last"
-                FROM events WHERE source_topic IS NOT NULL GROUP BY ALL
+                SELECT coalesce(source_topic, '') AS topic, coalesce(source_partition, 0) AS partition,
+                    max(source_offset) AS "last", max("timestamp") AS newest
+                FROM events GROUP BY ALL
             """
             counted = f'SELECT {_SELECTED} FROM events WHERE "timestamp" >= $since'  # noqa: S608 - ours
             self._at, self._closed_at = newest and newest.snapshot_id, closed and closed.snapshot_id

@@ -14,13 +14,12 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
 import duckdb
 
 from sagascope.events import SAGA_ENDS
-from warehouse import guarded_queries, saga_runs, statistics
+from warehouse import guarded_queries, statistics
 from warehouse.arrivals import COLUMNS
 from warehouse.freshness import Freshness, JobWatch, judge
 from warehouse.live_figures import SPANS, SUMS, WINDOW, Figures, window_of
@@ -29,7 +28,7 @@ from warehouse.live_running import RunningPage, RunningRuns
 from warehouse.snapshots import LostTrackError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     import pyarrow as pa
 
@@ -49,7 +48,7 @@ SILENT = timedelta(hours=1)
 """An open run of which nothing was heard for so long is most likely abandoned."""
 
 _ENDS = ", ".join(f"'{end}'" for end in SAGA_ENDS)
-_TABLES = f"""
+_TABLES = """
 CREATE TABLE keys (key INTEGER, saga_name VARCHAR, step_name VARCHAR, phase VARCHAR);
 CREATE TABLE step_windows (window_start TIMESTAMPTZ, key INTEGER, bucket INTEGER,
     completed BIGINT, failed BIGINT, timed BIGINT, sum_ms DOUBLE);
@@ -170,9 +169,7 @@ class LiveTables:
             LookupError: no such sort; names those there are.
         """
         with self._lock:
-            return self._running.page(
-                self._clock(), search, sort, descending=descending, limit=limit, offset=offset
-            )
+            return self._running.page(self._clock(), search, sort, descending=descending, limit=limit, offset=offset)
 
     def definition(self, saga_name: str) -> tuple[str, str] | None:
         """The id and the steps (JSON) of the newest definition of that kind of saga; None where none is known."""
@@ -193,7 +190,7 @@ class LiveTables:
         runs_since = now - timedelta(days=self._settings.longest_run_days)
         with self._source.begin(window_of(now - HORIZON), runs_since) as beginning, self._transaction():
             for table in _MADE:
-                self._connection.execute(f"DELETE FROM {table}")
+                self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - ours
             self._running.forget()
             self._figures.forget()
             self._insert("run_durations", beginning.durations)
@@ -397,7 +394,7 @@ class LiveTables:
                     [since],
                 )
                 self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - ours
-                self._connection.execute(f"INSERT INTO {table} BY NAME FROM kept")  # noqa: S608 - ours
+                self._connection.execute(f"INSERT INTO {table} BY NAME FROM kept")
             self._connection.execute("DROP TABLE kept")
             self._connection.execute(
                 "DELETE FROM keys WHERE key NOT IN (SELECT key FROM step_windows UNION ALL SELECT key FROM saga_windows)"
@@ -412,4 +409,6 @@ class LiveTables:
 
     def _freshness(self, now: datetime) -> Freshness:
         [(newest_event_at,)] = self._connection.execute("SELECT max(newest) FROM offsets").fetchall()
-        return judge(self._settings, self._watch.look(), now, self._newest and self._newest.committed_at, newest_event_at)
+        return judge(
+            self._settings, self._watch.look(), now, self._newest and self._newest.committed_at, newest_event_at
+        )

@@ -13,7 +13,7 @@ from msgspec import Meta
 from warehouse import statistics
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     import duckdb
 
@@ -89,7 +89,9 @@ class SlidingWindow(msgspec.Struct, frozen=True, kw_only=True):
     """What happened in the last minute, five minutes …: events whose timestamp is in [since, until)."""
 
     name: Annotated[str, Meta(description="1m, 5m, 15m or 1h.")]
-    since: Annotated[datetime, Meta(description="The start of a 10 s window: at least the name's span ago, and less than 10 s more.")]
+    since: Annotated[
+        datetime, Meta(description="The start of a 10 s window: at least the name's span ago, and less than 10 s more.")
+    ]
     until: Annotated[datetime, Meta(description="The end of the 10 s window that it is now.")]
     elapsed_seconds: Annotated[float, Meta(description="From `since` to now: what rates are by.")]
     all_sagas: SagaFigures
@@ -134,8 +136,10 @@ class Figures:
     """Computes them; what did not change since the last time is not computed again."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Args:
-        connection: With the tables `step_windows` and `saga_windows`.
+        """Figures of what these tables hold.
+
+        Args:
+            connection: With the tables `step_windows` and `saga_windows`.
         """
         self._connection = connection
         self._points: dict[datetime, Point] = {}
@@ -167,20 +171,12 @@ class Figures:
         """The last hour, the window that it is now included."""
         if self._changed:
             rows = self._connection.execute(self._point, {"starts": list(self._changed)}).fetchall()
-            self._points |= {start: Point(*counts, _rounded(p95)) for start, *counts, p95 in rows}
+            self._points |= {
+                start: Point(started, completed, failed, _rounded(p95))
+                for start, started, completed, failed, p95 in rows
+            }
             self._changed.clear()
-        last = window_of(now)
-        first = last - SPANS["1h"] + WINDOW
-        points = [self._points.get(first + n * WINDOW, Point()) for n in range((last - first) // WINDOW + 1)]
-        return Series(
-            first=first,
-            width_seconds=int(WINDOW.total_seconds()),
-            started=[point.started for point in points],
-            completed=[point.completed for point in points],
-            failed=[point.failed for point in points],
-            p95_ms=[point.p95_ms for point in points],
-            open_since=None if closed_until is None else min(max(window_of(closed_until), first), last + WINDOW),
-        )
+        return series_of(self._points, now, closed_until)
 
     def windows(self, now: datetime) -> list[SlidingWindow]:
         """Each sliding window as of now, the shortest first."""
@@ -196,16 +192,31 @@ class Figures:
             self._connection.execute(query, {"since": since[0], "until": until}).fetchall() for query in self._queries
         )
         return [
-            _window(
+            sliding_window(
                 name,
                 since[n],
-                until,
                 now,
                 [row[1:] for row in steps if row[0] == n],
                 [row[1:] for row in sagas if row[0] == n],
             )
             for n, name in enumerate(SPANS)
         ]
+
+
+def series_of(points: Mapping[datetime, Point], now: datetime, closed_until: datetime | None) -> Series:
+    """The last hour, the window that it is now included, from the points that there are by the start of their windows."""
+    last = window_of(now)
+    first = last - SPANS["1h"] + WINDOW
+    row = [points.get(first + n * WINDOW, Point()) for n in range((last - first) // WINDOW + 1)]
+    return Series(
+        first=first,
+        width_seconds=int(WINDOW.total_seconds()),
+        started=[point.started for point in row],
+        completed=[point.completed for point in row],
+        failed=[point.failed for point in row],
+        p95_ms=[point.p95_ms for point in row],
+        open_since=None if closed_until is None else min(max(window_of(closed_until), first), last + WINDOW),
+    )
 
 
 def _query(file: str, windows: str) -> str:
@@ -218,9 +229,8 @@ def _query(file: str, windows: str) -> str:
     )
 
 
-def _window(
-    name: str, since: datetime, until: datetime, now: datetime, steps: list[Any], sagas: list[Any]
-) -> SlidingWindow:
+def sliding_window(name: str, since: datetime, now: datetime, steps: list[Any], sagas: list[Any]) -> SlidingWindow:
+    """A sliding window from its rows as `figures.sql` has them, without the span."""
     minutes = (now - since).total_seconds() / 60
     all_steps, known = _split([_step(row, minutes) for row in steps])
     all_sagas, kinds = _split([_saga(row, minutes) for row in sagas])
@@ -229,7 +239,7 @@ def _window(
     return SlidingWindow(
         name=name,
         since=since,
-        until=until,
+        until=window_of(now) + WINDOW,
         elapsed_seconds=round(minutes * 60, 3),
         all_sagas=all_sagas or _saga((*[None] * 3, *[0] * 6, *[None] * 3), minutes),
         all_steps=all_steps or _step((*[None] * 3, *[0] * 4, *[None] * 3), minutes),
@@ -243,7 +253,9 @@ def _window(
 
 def _split(rows: list[Figure]) -> tuple[Figure | None, list[Figure]]:
     """The one of all, and the others."""
-    return next((row for row in rows if row.saga_name is None), None), [row for row in rows if row.saga_name is not None]
+    return next((row for row in rows if row.saga_name is None), None), [
+        row for row in rows if row.saga_name is not None
+    ]
 
 
 def _saga(row: Any, minutes: float) -> SagaFigures:
@@ -280,7 +292,12 @@ def _step(row: Any, minutes: float) -> StepFigures:
 
 def _durations(timed: float, sum_ms: float | None, percentiles: list[float | None]) -> dict[str, Any]:
     p50, p95, p99 = map(_rounded, percentiles)
-    return {"avg_ms": _rounded(sum_ms / timed if timed and sum_ms is not None else None), "p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+    return {
+        "avg_ms": _rounded(sum_ms / timed if timed and sum_ms is not None else None),
+        "p50_ms": p50,
+        "p95_ms": p95,
+        "p99_ms": p99,
+    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -37,6 +37,13 @@ RUNS_NEEDED = 20
 """An ETA is told where so many completed runs took longer than this one has by now."""
 
 
+_OF_LAST_HOUR = """
+    SELECT bucket, sum(completed)::BIGINT AS runs FROM saga_windows JOIN keys USING (key)
+    WHERE saga_name = $1 AND bucket IS NOT NULL AND completed > 0 GROUP BY bucket
+"""
+_OF_ALL = "SELECT bucket, runs FROM run_durations WHERE saga_name = $1"
+
+
 class RunningSaga(msgspec.Struct, frozen=True, kw_only=True):
     """A run that started and has not ended."""
 
@@ -99,8 +106,10 @@ class RunningRuns:
     """The events of open runs, and what they say of each; a run is judged again only where events of it came."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Args:
-        connection: With the tables `open_runs`, `definitions` and `run_durations`.
+        """Runs beside these tables.
+
+        Args:
+            connection: With the tables `open_runs`, `definitions` and `run_durations`.
         """
         self._connection = connection
         types = history.duckdb_types(connection, EVENTS.schema)
@@ -174,11 +183,7 @@ class RunningRuns:
 
     def _eta(self, saga_name: str) -> Eta:
         """By the runs that completed within the last hour, where these are enough, else by all that are known."""
-        for durations in (
-            "SELECT bucket, sum(completed)::BIGINT AS runs FROM saga_windows JOIN keys USING (key) WHERE saga_name = $1 "
-            "AND bucket IS NOT NULL AND completed > 0 GROUP BY bucket",
-            "SELECT bucket, runs FROM run_durations WHERE saga_name = $1",
-        ):
+        for durations in (_OF_LAST_HOUR, _OF_ALL):
             rows = self._connection.execute(
                 f"""
                 SELECT {statistics.BUCKET_MS} AS ms, (sum(runs) OVER (ORDER BY bucket))::BIGINT FROM ({durations}) ORDER BY bucket

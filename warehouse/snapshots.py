@@ -77,9 +77,11 @@ class Snapshots:
     """The snapshots of one table, as they come."""
 
     def __init__(self, catalog: Catalog, table: Table) -> None:
-        """Args:
-        catalog: Open for as long as this is used.
-        table: Which one.
+        """No look was taken yet.
+
+        Args:
+            catalog: Open for as long as this is used.
+            table: Which one.
         """
         self._catalog, self._table = catalog, table
         with reading_metadata(table):
