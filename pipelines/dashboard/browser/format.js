@@ -31,10 +31,13 @@ export function duration(ms) {
   let whole = Math.floor(seconds / big);
   let rest = Math.round((seconds - whole * big) / small);
   if (rest === Math.round(big / small)) [whole, rest] = [whole + 1, 0];
-  return { value: rest ? `${whole} ${names[0]} ${rest}` : `${whole}`, unit: rest ? names[1] : names[0] };
+  return rest ? { value: `${whole}${names[0]} ${rest}${names[1]}`, unit: "" } : { value: `${whole}`, unit: names[0] };
 }
 
 export const text = ({ value, unit }) => (unit ? `${value} ${unit}` : value);
+
+/** A text in parts; what stands between backticks, each second part, is code. */
+export const coded = (said) => `${said.charAt(0).toUpperCase()}${said.slice(1)}`.split("`");
 
 /** Milliseconds since the epoch of what the API gives: such a number, or an ISO text. */
 export const moment = (value) => (value == null ? null : typeof value === "number" ? value : Date.parse(value));

@@ -32,13 +32,13 @@ const hue = (key, n) => color(MEANINGS[key] ?? `c${n % 8}`);
 
 /** Bars that lie, as plain rows: names are long, and text is to be read. */
 export function ranking(answer, chart) {
-  const rows = objects(answer).slice(0, 12);
   const total = (row) => chart.x.reduce((sum, column) => sum + (row[column] ?? 0), 0);
+  const rows = objects(answer).sort((a, b) => total(b) - total(a)).slice(0, 10);
   const most = Math.max(...rows.map(total), Number.MIN_VALUE);
   return rows.map((row, n) => ({
     key: n,
     names: chart.y.map((column) => String(row[column] ?? "–")),
-    tag: chart.color ? String(row[chart.color]) : "",
+    tag: chart.color ? title(String(row[chart.color])) : "",
     value: chart.x.length === 1 ? written(chart.x[0], row[chart.x[0]]) : chart.x.map((column) => count(row[column])).join(" / "),
     parts: chart.x.map((column) => ({ column, width: `${((row[column] ?? 0) / most) * 100}%`, color: chart.x.length > 1 ? (MEANINGS[column] ?? "c0") : "c0" })),
   }));
@@ -96,7 +96,7 @@ function points(rows, chart) {
     grid: { left: 56, right: 12, top: 32, bottom: 24 },
     legend: legend(true),
     tooltip: { ...tooltip(column), trigger: chart.kind === "line" ? "axis" : "item" },
-    xAxis: timeAxis(),
+    xAxis: timeAxis({ axisLabel: { color: color("dim"), fontSize: 11, hideOverlap: true, formatter: { month: "{d} {MMM}", day: "{d} {MMM}", hour: "{HH}:{mm}" } } }),
     yAxis: valueAxis({ min: 0, axisLabel: { color: color("dim"), fontSize: 11, formatter: (value) => written(column, value) } }),
     series: lines,
   };

@@ -7,7 +7,9 @@ import { sagaNames } from "sagascope/frame.js";
 import { layered } from "sagascope/layers.js";
 
 const EVERY_MS = 2_000;
-const NODE = { width: 196, height: 84, across: 56, down: 24 };
+const NODE = { height: 84, down: 24 };
+/** As wide as the page allows; below the least it scrolls. */
+const WIDTHS = { least: 136, most: 196, across: [32, 56] };
 const COLORS = { p95: "p95", failures: "failure rate" };
 
 export default {
@@ -26,7 +28,7 @@ export default {
         </svg>
         <ol><li v-for="node in nodes" :key="node.name" class="node" :class="{ idle: !node.figures }" :style="node.style" :title="node.title" :data-step="node.name">
           <b class="name">{{ node.name }}</b>
-          <span class="marks"><i v-if="node.pivot" title="Pivot: once it completed there is no way back">pivot</i><i v-if="node.undo" class="undo" :title="node.undo">undo {{ node.undone }}</i></span>
+          <span class="marks"><i v-if="node.pivot" title="Pivot: once it completed there is no way back">pivot</i><i v-if="node.compensable" :class="{ undo: node.ran }" :title="node.undo">undo {{ node.undone }}</i></span>
           <span class="row"><span><small>p95</small> <b>{{ node.p95.value }}</b><small>{{ node.p95.unit }}</small></span><span><small>failed</small> <b>{{ node.rate.value }}</b><small>{{ node.rate.unit }}</small></span></span>
           <span class="heat" aria-hidden="true"><span :style="{ width: node.share }"></span></span>
         </li></ol>
@@ -39,14 +41,18 @@ export default {
       </table></div>
     </section>
   `,
-  data: () => ({ address, flow: null, problem: null, colors: COLORS }),
+  data: () => ({ address, flow: null, problem: null, colors: COLORS, room: 0 }),
   computed: {
     saga: () => address.saga || sagaNames(feed.frame)[0],
     steps() {
       return this.flow.steps;
     },
     graph() {
-      return layered(this.steps, NODE);
+      const narrow = layered(this.steps, { ...NODE, width: 1, across: 0 }).width; // how many columns there are
+      const across = narrow > 5 ? WIDTHS.across[0] : WIDTHS.across[1];
+      const fitting = Math.floor((this.room - (narrow - 1) * across) / narrow);
+      const width = Math.min(Math.max(fitting, WIDTHS.least), WIDTHS.most);
+      return { ...layered(this.steps, { ...NODE, width, across }), node: width };
     },
     worst() {
       const of = (field) => Math.max(...this.steps.map((step) => step.step?.[field] ?? 0), Number.MIN_VALUE);
@@ -63,11 +69,13 @@ export default {
           figures: step.step,
           pivot: step.pivot,
           undone: count(undone),
-          undo: undone ? `Its compensation ran ${count(undone)} times, p95 ${text(duration(step.compensation.p95_ms))}` : "",
+          compensable: step.compensable || undone > 0,
+          ran: undone > 0,
+          undo: undone ? `Its compensation ran ${count(undone)} times, p95 ${text(duration(step.compensation.p95_ms))}` : "It has a compensation, which did not run",
           p95: duration(step.step?.p95_ms),
           rate: percent(step.step?.failure_rate),
           share: `${share * 100}%`,
-          style: { left: `${x}px`, top: `${y}px`, "--tone": `var(--${tone})`, "--heat": `${Math.round(share * 26)}%` },
+          style: { width: `${this.graph.node}px`, left: `${x}px`, top: `${y}px`, "--tone": `var(--${tone})`, "--heat": `${Math.round(share * 26)}%` },
           title: step.step ? `${step.step_name}: ${count(step.step.completed + step.step.failed)} ended within ${this.flow.window}` : `${step.step_name}: none ended within ${this.flow.window}`,
         };
       });
@@ -103,8 +111,11 @@ export default {
   mounted() {
     this.timer = setInterval(() => !document.hidden && !this.asking && this.load(), EVERY_MS);
     this.load();
+    this.sized = new ResizeObserver(([entry]) => (this.room = entry.contentRect.width));
+    this.sized.observe(this.$el);
   },
   beforeUnmount() {
+    this.sized.disconnect();
     clearInterval(this.timer);
     this.asking?.abort();
   },

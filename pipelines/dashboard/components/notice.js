@@ -1,6 +1,6 @@
 // What has to be said above the numbers: that they are old, that there are none yet, that they can't be read.
 import { feed, retry } from "sagascope/feed.js";
-import { dateTime, duration, text } from "sagascope/format.js";
+import { coded, dateTime, duration, text } from "sagascope/format.js";
 import { notice } from "sagascope/frame.js";
 
 export default {
@@ -26,8 +26,7 @@ export default {
     said: () => (feed.state === "disconnected" ? null : notice(feed)),
     /** What stands between backticks is code. */
     parts() {
-      const { text } = this.said;
-      return (text.charAt(0).toUpperCase() + text.slice(1)).split("`");
+      return coded(this.said.text);
     },
     lost() {
       if (feed.state !== "disconnected") return null;

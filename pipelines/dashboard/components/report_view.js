@@ -11,12 +11,12 @@ const ROWS = 200;
 export default {
   props: { report: Object },
   template: `
-    <section ref="section" class="report" :class="report.chart.kind" :aria-label="report.heading" :aria-busy="!answer && !problem">
+    <section ref="section" class="report" :class="'kind-' + report.chart.kind" :aria-label="report.heading" :aria-busy="!answer && !problem">
       <header><h2>{{ report.heading }}</h2>
         <label v-if="report.takes === 'moment'" class="at">before and after <input class="field" type="datetime-local" :value="at" @change="at = $event.target.value" aria-label="The moment to compare before with after of"></label>
         <button v-if="answer" type="button" class="plain more" :aria-expanded="rows" @click="rows = !rows">{{ rows ? 'Chart' : 'Rows' }}</button></header>
       <p class="dim doc" :title="report.doc">{{ report.title }}</p>
-      <p v-if="problem" class="problem" role="status">{{ problem.message }}<template v-if="problem.cure">. {{ problem.cure }}</template></p>
+      <p v-if="problem" class="problem" role="status">{{ problem.message }}<template v-if="problem.cure && problem.cure !== 'see /docs'">. {{ problem.cure }}</template></p>
       <p v-else-if="answer && !answer.rows.length" class="nothing dim">Nothing in this range{{ address.saga ? ' for ' + address.saga : '' }}.</p>
       <div v-else-if="answer && rows" class="scroll tall"><table>
         <thead><tr><th v-for="(column, n) in answer.columns" :key="column" scope="col" :class="{ number: numeric[n] }">{{ title(column) }}</th></tr></thead>
@@ -31,7 +31,7 @@ export default {
       <div v-show="drawn" ref="canvas" class="canvas" role="img" :aria-label="report.heading + ': ' + report.title" :style="{ height: tall + 'px' }"></div>
     </section>
   `,
-  data: () => ({ address, answer: null, problem: null, rows: false, tall: 240, at: "" }),
+  data: () => ({ address, answer: null, problem: null, rows: false, tall: 240, at: halfWay() }),
   computed: {
     drawn() {
       return !!this.answer?.rows.length && !this.rows && !this.problem && this.report.chart.kind !== "ranking";
@@ -55,8 +55,6 @@ export default {
     },
   },
   mounted() {
-    // Half way through the range, unless told
-    if (this.report.takes === "moment") this.at = local(new Date(Date.now() - (DAYS[address.range] ?? 7) * 43_200_000));
     this.load();
   },
   beforeUnmount() {
@@ -97,5 +95,8 @@ export default {
 
 /** What the API takes is a pattern: a star in a name would match too much, and is no more than a question mark there. */
 const pattern = (saga) => saga && saga.replaceAll("*", "?");
+
+/** Through the range: what two periods are compared at, unless told. */
+const halfWay = () => local(new Date(Date.now() - (DAYS[address.range] ?? 7) * 43_200_000));
 
 const local = (moment) => new Date(moment - moment.getTimezoneOffset() * 60_000).toISOString().slice(0, 16);

@@ -114,7 +114,7 @@ const curve = (line) => ({
 
 /** What is not settled yet lies on a hatched band. */
 function band(all, end) {
-  if (all.openFrom >= all.moments.length) return { data: [] };
+  if (all.quiet || all.openFrom >= all.moments.length) return { data: [] };
   const decal = { symbol: "rect", dashArrayX: [1, 0], dashArrayY: [2, 4], rotation: -Math.PI / 4, color: color("hatch") };
   return { silent: true, itemStyle: { color: color("band"), decal }, data: [[{ xAxis: all.moments[all.openFrom] }, { xAxis: end }]] };
 }

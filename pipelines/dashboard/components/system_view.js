@@ -1,7 +1,7 @@
 // How Sagascope itself is: the job, the tables, how far they are behind the topic, and what is not known.
 import { ask } from "sagascope/ask.js";
 import { feed } from "sagascope/feed.js";
-import { count, dateTime, duration, moment, rate, text, utc } from "sagascope/format.js";
+import { coded, count, dateTime, duration, moment, rate, text, utc } from "sagascope/format.js";
 
 const EVERY_MS = 2_000;
 /** What has no place here yet, said plainly. */
@@ -22,7 +22,7 @@ export default {
       <div v-else class="waiting"><span v-for="n in 4" :key="n" class="bone"></span></div>
       <template v-if="found">
         <header><h2>Behind the topic</h2><span class="dim">{{ found.topic }}</span></header>
-        <p v-if="found.lag_unknown" class="dim unknown">Not known: {{ found.lag_unknown }}</p>
+        <p v-if="found.lag_unknown" class="dim unknown"><template v-for="(part, n) in coded(found.lag_unknown)" :key="n"><code v-if="n % 2">{{ part }}</code><template v-else>{{ part }}</template></template></p>
         <div v-else class="scroll"><table><thead><tr><th scope="col">Partition</th><th scope="col" class="number">Next offset</th><th scope="col" class="number">Last stored</th><th scope="col" class="number">Behind</th></tr></thead>
           <tbody><tr v-for="part in found.lag" :key="part.partition"><td>{{ part.partition }}</td><td class="number">{{ count(part.end) }}</td><td class="number">{{ count(part.stored) }}</td><td class="number"><b>{{ count(part.lag) }}</b></td></tr></tbody></table></div>
         <header><h2>Tables</h2><span class="dim">{{ found.home }}</span></header>
@@ -63,6 +63,7 @@ export default {
     clearInterval(this.timer);
   },
   methods: {
+    coded,
     count,
     dateTime,
     text,
