@@ -118,6 +118,7 @@ class IcebergSource:
         self._defined = Snapshots(catalog, SAGA_DEFINITIONS)
         self._at: int | None = None
         self._closed_at: int | None = None
+        self._defined_at: int | None = None
         self._closed_until: datetime | None = None
         self._connection = duckdb.connect(":memory:")
         self._connection.execute("SET TimeZone = 'UTC'")
@@ -152,6 +153,7 @@ class IcebergSource:
                 FROM events GROUP BY ALL
             """
             counted = f'SELECT {_SELECTED} FROM events WHERE "timestamp" >= $since'  # noqa: S608 - ours
+            self._defined_at = None
             self._at, self._closed_at = newest and newest.snapshot_id, closed and closed.snapshot_id
             self._closed_until = closed_until
             yield Beginning(
@@ -171,7 +173,7 @@ class IcebergSource:
             DamagedFileError: a new file can't be read.
             CatalogError: the catalog, or a metadata file, can't be read.
         """
-        if self._events.is_unchanged():
+        if self._events.newest_id() == self._at:
             return None
         added = self._events.added_since(self._at)
         if self._events.schema_id != self._schema.schema_id:
@@ -187,7 +189,7 @@ class IcebergSource:
 
     def closed_until(self) -> datetime | None:
         """See `Source`. By the bounds of the files that were added."""
-        if not self._closed.is_unchanged():
+        if self._closed.newest_id() != self._closed_at:
             added = self._closed.added_since(self._closed_at)
             if added:
                 ends = [self._closed.upper_bound(file, "window_end") for file in added.files]
@@ -197,10 +199,12 @@ class IcebergSource:
 
     def definitions(self) -> pa.Table | None:
         """See `Source`."""
-        if self._defined.is_unchanged():
+        newest = self._defined.newest_id()
+        if newest == self._defined_at:
             return None
-        self._defined.added_since(None)
-        return self._catalog.load_table(SAGA_DEFINITIONS.identifier).scan().to_arrow()
+        found = self._catalog.load_table(SAGA_DEFINITIONS.identifier).scan().to_arrow()
+        self._defined_at = newest
+        return found
 
     def ended_among(self, run_ids: Sequence[str], since: datetime) -> list[str]:
         """See `Source`."""

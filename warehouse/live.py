@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING
 
 import duckdb
 
-from sagascope.events import SAGA_ENDS
 from warehouse import guarded_queries, statistics
-from warehouse.arrivals import COLUMNS
 from warehouse.freshness import Freshness, JobWatch, judge
 from warehouse.live_figures import SPANS, SUMS, WINDOW, Figures, window_of
 from warehouse.live_frame import Active, Frame
 from warehouse.live_running import RunningPage, RunningRuns
+from warehouse.live_runs import OpenRuns
 from warehouse.snapshots import LostTrackError
 
 if TYPE_CHECKING:
@@ -40,14 +39,8 @@ SQL = Path(__file__).parent / "sql" / "live"
 
 HORIZON = max(SPANS.values())
 """What happened before that is in no sliding window."""
-ENDS_KEPT = timedelta(hours=2)
-"""For so long after it was read the end of a run is remembered, so that a late event does not open the run again; after
-that, the tables are asked."""
 TRIMMED_EVERY = timedelta(minutes=1)
-SILENT = timedelta(hours=1)
-"""An open run of which nothing was heard for so long is most likely abandoned."""
 
-_ENDS = ", ".join(f"'{end}'" for end in SAGA_ENDS)
 _TABLES = """
 CREATE TABLE keys (key INTEGER, saga_name VARCHAR, step_name VARCHAR, phase VARCHAR);
 CREATE TABLE step_windows (window_start TIMESTAMPTZ, key INTEGER, bucket INTEGER,
@@ -55,13 +48,10 @@ CREATE TABLE step_windows (window_start TIMESTAMPTZ, key INTEGER, bucket INTEGER
 CREATE TABLE saga_windows (window_start TIMESTAMPTZ, key INTEGER, bucket INTEGER,
     started BIGINT, completed BIGINT, rolled_back BIGINT, failed BIGINT, timed BIGINT, sum_ms DOUBLE);
 CREATE TABLE counted_ids (window_start TIMESTAMPTZ, id_hash UBIGINT);
-CREATE TABLE ended (run_hash UBIGINT, known_since TIMESTAMPTZ);
-CREATE TABLE open_runs (run_hash UBIGINT, saga_name VARCHAR, last_event_at TIMESTAMPTZ, is_judged BOOLEAN);
-CREATE TABLE run_durations (saga_name VARCHAR, bucket INTEGER, runs BIGINT);
 CREATE TABLE offsets (topic VARCHAR, partition INTEGER, "last" BIGINT, newest TIMESTAMPTZ);
 CREATE TABLE definitions (definition_id VARCHAR, saga_name VARCHAR, steps VARCHAR, first_seen TIMESTAMPTZ);
 """
-_MADE = ("keys", "step_windows", "saga_windows", "counted_ids", "ended", "open_runs", "run_durations", "offsets")
+_MADE = ("keys", "step_windows", "saga_windows", "counted_ids", "offsets")
 
 
 class LiveTables:
@@ -95,6 +85,7 @@ class LiveTables:
         guarded_queries.limit(self._connection, settings)
         self._connection.execute(_TABLES)
         self._figures = Figures(self._connection)
+        self._runs = OpenRuns(self._connection, source, timedelta(days=settings.longest_run_days))
         self._running = RunningRuns(self._connection)
         self._counting = {
             name: statistics.over_events(
@@ -123,14 +114,13 @@ class LiveTables:
                 return True
             try:
                 changed = self._take_in(now)
+                closed_until = self._source.closed_until()
             except LostTrackError:
                 self._filled = False
                 self._fill(now)
                 return True
-            closed_until = self._source.closed_until()
-            changed = changed or closed_until != self._closed_until
+            changed = self._load_definitions() or changed or closed_until != self._closed_until
             self._closed_until = closed_until
-            changed = self._load_definitions() or changed
             if now - self._trimmed_at >= TRIMMED_EVERY:
                 self._trim(now)
             return changed
@@ -138,11 +128,7 @@ class LiveTables:
     def frame(self, now: datetime) -> Frame:
         """All that a viewer sees at once, as of `now`; no more is read for it."""
         with self._lock:
-            rows = self._connection.execute(
-                "SELECT saga_name, count(*), count_if(last_event_at < $1) FROM open_runs GROUP BY saga_name ORDER BY ALL",
-                [now - SILENT],
-            ).fetchall()
-            freshness = self._freshness(now)
+            rows = self._runs.by_kind(now)
             return Frame(
                 made_at=now,
                 snapshot_id=str(self._newest.snapshot_id) if self._newest else None,
@@ -150,7 +136,7 @@ class LiveTables:
                 active_sagas=[Active(*row) for row in rows],
                 windows=self._figures.windows(now),
                 series=self._figures.series(now, self._closed_until),
-                freshness=freshness,
+                freshness=self._freshness(now),
             )
 
     def running(
@@ -192,17 +178,17 @@ class LiveTables:
         with self._source.begin(window_of(now - HORIZON), runs_since) as beginning, self._transaction():
             for table in _MADE:
                 self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - ours
-            self._running.forget()
+            self._runs.forget()
             self._figures.forget()
-            self._insert("run_durations", beginning.durations)
+            self._runs.know(beginning.durations)
             self._insert("offsets", beginning.offsets)
             for rows in beginning.counted:
                 with self._arrived(rows):
                     self._count(now)
-                    self._remember_ends(now)
+                    self._runs.remember_ends(now)
             for rows in beginning.open_events:
                 with self._arrived(rows):
-                    self._join_runs()
+                    self._runs.join(now)
         self._newest, self._closed_until = beginning.newest, beginning.closed_until
         self._load_definitions()
         self._trim(now)
@@ -215,12 +201,9 @@ class LiveTables:
         with self._transaction():
             for rows in arrivals.batches:
                 with self._arrived(rows):
-                    self._note_offsets_and_durations()
+                    self._note_offsets()
                     self._count(now)
-                    self._remember_ends(now)
-                    self._remember_strangers(now)
-                    self._join_runs()
-                    self._drop_ended()
+                    self._runs.take_in(now)
         self._source.accept(arrivals)
         self._newest = arrivals.newest
         return True
@@ -232,7 +215,6 @@ class LiveTables:
             yield
         except BaseException:
             self._connection.rollback()
-            self._filled = False  # what was counted of it is told of, too: read anew
             raise
         self._connection.commit()
 
@@ -287,18 +269,7 @@ class LiveTables:
         starts = self._connection.execute("SELECT DISTINCT window_start FROM counted").fetchall()
         self._figures.mark_changed([start for (start,) in starts])
 
-    def _note_offsets_and_durations(self) -> None:
-        bucket = statistics.bucket_of("total_duration_ms")
-        self._connection.execute(
-            f"""
-            MERGE INTO run_durations AS known USING (
-                SELECT saga_name, {bucket} AS bucket, count(*) AS runs FROM arrived
-                WHERE event_type = 'saga_completed' AND total_duration_ms IS NOT NULL GROUP BY ALL
-            ) AS new ON known.saga_name = new.saga_name AND known.bucket = new.bucket
-            WHEN MATCHED THEN UPDATE SET runs = known.runs + new.runs
-            WHEN NOT MATCHED THEN INSERT VALUES (new.saga_name, new.bucket, new.runs)
-            """  # noqa: S608 - ours
-        )
+    def _note_offsets(self) -> None:
         self._connection.execute(
             """
             MERGE INTO offsets AS known USING (
@@ -310,61 +281,6 @@ class LiveTables:
             WHEN NOT MATCHED THEN INSERT VALUES (new.topic, new.partition, new."last", new.newest)
             """
         )
-
-    def _remember_ends(self, now: datetime) -> None:
-        self._connection.execute(
-            f"""
-            INSERT INTO ended
-            SELECT DISTINCT run_hash, $1::TIMESTAMPTZ FROM arrived ANTI JOIN ended USING (run_hash)
-            WHERE event_type IN ({_ENDS})
-            """,  # noqa: S608 - ours
-            [now],
-        )
-
-    def _remember_strangers(self, now: datetime) -> None:
-        """Of runs that are told of for the first time, not with their start or long after it, the end may be stored."""
-        since = now - timedelta(days=self._settings.longest_run_days)
-        rows = self._connection.execute(
-            """
-            SELECT run_id, min("timestamp") AS first FROM arrived
-            ANTI JOIN open_runs USING (run_hash) ANTI JOIN ended USING (run_hash)
-            WHERE "timestamp" >= $1
-            GROUP BY run_id HAVING first < $2 OR NOT bool_or(event_type = 'saga_started')
-            """,
-            [since, now - HORIZON],
-        ).fetchall()
-        if rows:
-            ended = self._source.ended_among([run_id for run_id, _ in rows], min(first for _, first in rows))
-            self._connection.execute(
-                "INSERT INTO ended SELECT hash(run_id), $2 FROM (SELECT unnest($1::VARCHAR[]) AS run_id)", [ended, now]
-            )
-
-    def _join_runs(self) -> None:
-        """Add the events of runs without an end, each once."""
-        since = self._clock() - timedelta(days=self._settings.longest_run_days)
-        self._connection.execute(
-            f"""
-            CREATE OR REPLACE TEMP TABLE joining AS
-            SELECT {", ".join(f'"{name}"' for name in COLUMNS)}, run_hash, id_hash
-            FROM arrived ANTI JOIN ended USING (run_hash) WHERE "timestamp" >= $1
-            """,  # noqa: S608 - ours
-            [since],
-        )
-        self._running.add("joining")
-        self._connection.execute(
-            """
-            MERGE INTO open_runs AS known USING (
-                SELECT run_hash, min(saga_name) AS saga_name, max("timestamp") AS last_event_at FROM joining GROUP BY run_hash
-            ) AS new ON known.run_hash = new.run_hash
-            WHEN MATCHED THEN UPDATE SET last_event_at = greatest(known.last_event_at, new.last_event_at), is_judged = FALSE
-            WHEN NOT MATCHED THEN INSERT VALUES (new.run_hash, new.saga_name, new.last_event_at, FALSE)
-            """
-        )
-
-    def _drop_ended(self) -> None:
-        gone = f"SELECT run_hash FROM arrived WHERE event_type IN ({_ENDS})"  # noqa: S608 - ours
-        self._connection.execute(f"DELETE FROM open_runs WHERE run_hash IN ({gone})")  # noqa: S608 - ours
-        self._running.remove(gone)
 
     def _load_definitions(self) -> bool:
         found = self._source.definitions()
@@ -401,10 +317,7 @@ class LiveTables:
                 "DELETE FROM keys WHERE key NOT IN (SELECT key FROM step_windows UNION ALL SELECT key FROM saga_windows)"
             )
             self._connection.execute("DELETE FROM counted_ids WHERE window_start < $1", [since])
-            self._connection.execute("DELETE FROM ended WHERE known_since < $1", [now - ENDS_KEPT])
-            abandoned = now - timedelta(days=self._settings.longest_run_days)
-            self._connection.execute("DELETE FROM open_runs WHERE last_event_at < $1", [abandoned])
-            self._running.remove_all_but("SELECT run_hash FROM open_runs")
+            self._runs.trim(now)
         self._figures.trim(since)
         self._trimmed_at = now
 

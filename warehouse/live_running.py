@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from warehouse import history, saga_runs, statistics
-from warehouse.arrivals import COLUMNS
-from warehouse.tables import EVENTS
+from warehouse import saga_runs, statistics
 
 if TYPE_CHECKING:
     import duckdb
@@ -103,20 +101,17 @@ class Eta(NamedTuple):
 
 
 class RunningRuns:
-    """The events of open runs, and what they say of each; a run is judged again only where events of it came."""
+    """What the events of open runs say of each; a run is judged again only where events of it came, and somebody asks."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Runs beside these tables.
 
         Args:
-            connection: With the tables `open_runs`, `definitions` and `run_durations`.
+            connection: With the tables of `warehouse.live_runs`, `saga_windows`, `keys` and `definitions`.
         """
         self._connection = connection
-        types = history.duckdb_types(connection, EVENTS.schema)
-        columns = ", ".join(f'"{name}" {types[name]}' for name in COLUMNS)
         judged = saga_runs.query("changed_events", "definitions")
         for statement in (
-            f"CREATE TABLE open_events ({columns}, run_hash UBIGINT, id_hash UBIGINT)",
             "CREATE TABLE clock AS SELECT now() AS moment",
             "CREATE MACRO as_of() AS (SELECT moment FROM clock)",
             "CREATE TABLE changed_runs (run_hash UBIGINT)",
@@ -129,34 +124,9 @@ class RunningRuns:
             running=saga_runs.running_query("judged")
         )
 
-    def add(self, events: str) -> None:
-        """Add the rows of a relation, which has hashes of its ids, too, but those that are there already."""
-        self._connection.execute(
-            f"""
-            INSERT INTO open_events BY NAME
-            SELECT * FROM {events} ANTI JOIN (
-                SELECT id_hash FROM open_events WHERE run_hash IN (SELECT run_hash FROM {events})
-            ) AS known USING (id_hash)
-            QUALIFY row_number() OVER (PARTITION BY id_hash ORDER BY source_partition, source_offset) = 1
-            """  # noqa: S608 - ours
-        )
-
-    def remove(self, runs: str) -> None:
-        """Forget the runs that a query names by their hashes."""
-        for table in ("open_events", "judged"):
-            self._connection.execute(f"DELETE FROM {table} WHERE run_hash IN ({runs})")  # noqa: S608 - ours
-
-    def remove_all_but(self, runs: str) -> None:
-        """Forget all other runs."""
-        for table in ("open_events", "judged"):
-            self._connection.execute(f"DELETE FROM {table} WHERE run_hash NOT IN ({runs})")  # noqa: S608 - ours
-
-    def forget(self) -> None:
-        """Forget all runs."""
-        for table in ("open_events", "judged"):
-            self._connection.execute(f"DELETE FROM {table}")  # noqa: S608 - ours
-
-    def page(self, now: datetime, search: str, sort: str, *, saga: str, descending: bool, limit: int, offset: int) -> RunningPage:
+    def page(
+        self, now: datetime, search: str, sort: str, *, saga: str, descending: bool, limit: int, offset: int
+    ) -> RunningPage:
         """See `warehouse.live.LiveTables.running`."""
         if sort not in SORTS:
             msg = f"no sort {sort!r}; there are {', '.join(SORTS)}"
@@ -180,7 +150,9 @@ class RunningRuns:
     def _judge_changed(self) -> None:
         self._connection.execute("DELETE FROM changed_runs")
         self._connection.execute("INSERT INTO changed_runs SELECT run_hash FROM open_runs WHERE NOT is_judged")
-        self._connection.execute("DELETE FROM judged WHERE run_hash IN (FROM changed_runs)")
+        self._connection.execute(
+            "DELETE FROM judged WHERE run_hash IN (FROM changed_runs) OR run_hash NOT IN (SELECT run_hash FROM open_runs)"
+        )
         self._connection.execute(self._judge)
         self._connection.execute("UPDATE open_runs SET is_judged = TRUE WHERE NOT is_judged")
 

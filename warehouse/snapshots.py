@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from warehouse.tables import Table
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NONE = -1
+"""What Iceberg's Java code writes for the snapshot of a table that has none."""
 REPLACE = "replace"
 """The operation of a snapshot that puts the same rows into other files: compaction. It brings nothing new."""
 
@@ -90,9 +92,16 @@ class Snapshots:
         self._metadata = _Metadata()
         self._decoder = msgspec.json.Decoder(_Metadata)
 
-    def is_unchanged(self) -> bool:
-        """Nothing was committed since the last look."""
-        return self._newest_location() == self._location
+    def newest_id(self) -> int | None:
+        """Of the newest snapshot; None: nothing was ever committed.
+
+        Raises:
+            CatalogError: the metadata can't be read.
+        """
+        with reading_metadata(self._table):
+            self._look()
+        newest = self._metadata.current_snapshot_id
+        return None if newest == NONE else newest
 
     def added_since(self, snapshot_id: int | None) -> Added | None:
         """What was committed after that snapshot; None: nothing was. Files that compaction wrote hold nothing new.
@@ -156,8 +165,7 @@ class Snapshots:
     def _since(self, snapshot_id: int | None) -> Iterator[_Snapshot]:
         """The snapshots after that one, the newest first."""
         by_id = {snapshot.snapshot_id: snapshot for snapshot in self._metadata.snapshots}
-        current = self._metadata.current_snapshot_id
-        current = current if current in by_id else None  # Iceberg writes -1 for none
+        current = None if self._metadata.current_snapshot_id == NONE else self._metadata.current_snapshot_id
         while current != snapshot_id:
             snapshot = by_id.get(current) if current is not None else None
             if snapshot is None:
