@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
+    from warehouse.settings import Settings
+
 STYLE = Path(__file__).parent / "browser" / "sagascope.css"
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 20"><path d="M3 14.5 8 10l3.5 3L17 5.5" fill="none"'
@@ -56,9 +58,9 @@ HISTORY = {
     "branches": "What becomes of failed sagas",
     "duration_heatmap": "When steps are slow",
     "before_after": "Two periods compared",
+    "outliers": "Outliers",
     "variants": "The ways that sagas take",
     "compensations": "Compensations",
-    "outliers": "Outliers",
     "sla_compliance": "Targets",
 }
 """The reports of the page, in order, and what stands above each."""
@@ -69,25 +71,30 @@ class InvalidTracePatternError(ValueError):
     """Says what is wrong with the pattern of a trace's address."""
 
 
-def mount(app: FastAPI, trace_pattern: str = "") -> None:
+# What is seen until the scripts are there, in the place of the bar that follows.
+FIRST = '<div id="first" aria-hidden="true"><b>Sagascope</b></div>'
+
+
+def mount(app: FastAPI, settings: Settings) -> None:
     """Serve the pages from `/` on; what the app serves itself goes before. Once a process: NiceGUI has one app of its own.
 
     Args:
         app: Not started yet.
-        trace_pattern: The address of a trace, `https://…/{trace_id}`; empty: traces have no links.
+        settings: Where links to traces lead, and whether there are targets.
 
     Raises:
-        InvalidTracePatternError: it is no such address.
+        InvalidTracePatternError: links to traces would lead nowhere.
     """
-    if trace_pattern and not TRACE_PATTERN.fullmatch(trace_pattern):
-        msg = f"SAGASCOPE_TRACE_URL is {trace_pattern!r}; it takes an address with {{trace_id}} in it: https://traces.example/trace/{{trace_id}}"
+    if settings.trace_url and not TRACE_PATTERN.fullmatch(settings.trace_url):
+        msg = f"SAGASCOPE_TRACE_URL is {settings.trace_url!r}; it takes an address with {{trace_id}} in it: https://traces.example/trace/{{trace_id}}"
         raise InvalidTracePatternError(msg)
     ui.add_head_html(f"{THEME}<style>{STYLE.read_text(encoding='utf-8')}</style>", shared=True)
+    ui.add_body_html(FIRST, shared=True)
     ui.page("/", title="Live · Sagascope")(_live)
-    ui.page("/history", title="History · Sagascope")(_history)
+    ui.page("/history", title="History · Sagascope")(_history_page(has_targets=bool(settings.targets_file)))
     ui.page("/flow", title="Flow · Sagascope")(_flow)
     ui.page("/system", title="System · Sagascope")(_system)
-    ui.page("/sagas/{identity:path}", title="Saga · Sagascope")(_saga_page(trace_pattern))
+    ui.page("/sagas/{identity:path}", title="Saga · Sagascope")(_saga_page(settings.trace_url))
     ui.run_with(
         app,
         title="Sagascope",
@@ -112,13 +119,19 @@ def _live() -> None:
         RunningTable()
 
 
-def _history() -> None:
-    with _page("History"):
-        with ui.element("div").classes("over"):
-            RangeBar()
-        with ui.element("div").classes("reports"):
-            for name, heading in HISTORY.items():
-                ReportView(reports.load(name), heading)
+def _history_page(*, has_targets: bool) -> Callable[[], None]:
+    shown = [(reports.load(name), heading) for name, heading in HISTORY.items()]
+    shown = [(report, heading) for report, heading in shown if report.takes != "targets" or has_targets]
+
+    def history() -> None:
+        with _page("History"):
+            with ui.element("div").classes("over"):
+                RangeBar()
+            with ui.element("div").classes("reports"):
+                for report, heading in shown:
+                    ReportView(report, heading)
+
+    return history
 
 
 def _flow() -> None:
@@ -142,7 +155,8 @@ def _saga_page(trace_pattern: str) -> Callable[[str], None]:
 @contextmanager
 def _page(name: str, *, is_titled: bool = False) -> Iterator[None]:
     """The bar, and below it what is made within; with a title that is heard, where none is seen."""
-    TopBar(name)
+    with ui.context.client.layout:
+        TopBar(name).move(target_index=0)  # what NiceGUI makes of a page's own content is within <main>
     with ui.element("div").props('id="main" tabindex="-1"').classes("page"):
         if not is_titled:
             TextElement(tag="h1", text=name).classes("unseen")

@@ -60,12 +60,19 @@ class Replay:
         rows = event_rows(self._events[self._stored : due], SOURCE, range(self._stored, due))
         with closing(open_catalog(self._settings)) as catalog:
             if not self._stored:
-                seed.append(catalog, SAGA_DEFINITIONS, seed.definition_rows(self._events))
+                self._define(catalog)
             if rows:
                 seed.append(catalog, EVENTS, rows)
             self._close_windows(catalog, now)
         self._stored = due
         return len(rows)
+
+    def _define(self, catalog: Catalog) -> None:
+        stored = catalog.load_table(SAGA_DEFINITIONS.identifier).scan(selected_fields=("definition_id",)).to_arrow()
+        known = set(stored["definition_id"].to_pylist())
+        rows = [row for row in seed.definition_rows(self._events) if row["definition_id"] not in known]
+        if rows:
+            seed.append(catalog, SAGA_DEFINITIONS, rows)
 
     def _close_windows(self, catalog: Catalog, now: datetime) -> None:
         closed = datetime.fromtimestamp(int((now - SETTLING).timestamp()) // 10 * 10, UTC)

@@ -65,7 +65,7 @@ class Dashboard:
         handle_problems(self.app)
         self._add_docs()
         if has_pages:
-            pages.mount(self.app, settings.trace_url)
+            pages.mount(self.app, settings)
 
     def end(self) -> None:
         """Let every stream and every question end, at once."""

@@ -1,7 +1,10 @@
 // All that knows how a frame is built: see its schema in the API's documentation. Everything else asks here.
 import { moment, duration, text } from "sagascope/format.js";
 
-const windowOf = (frame, name) => frame?.windows?.find((window) => window.name === name);
+/** Nothing is known yet: that is not the same as nothing being there. */
+const isReading = (frame) => frame?.snapshot_id == null && frame?.problem?.startsWith("the tables are being read");
+
+const windowOf = (frame, name) => !isReading(frame) && frame?.windows?.find((window) => window.name === name);
 const SPAN_SECONDS = { "1m": 60, "5m": 300, "15m": 900, "1h": 3600 };
 
 /** The key figures of a sliding window, of one kind of saga or of all; null where there is no frame yet. */
@@ -63,7 +66,7 @@ export const sagaNames = (frame) =>
 
 /** The series of the last hour: moments, values by name, and from which place on windows are open. */
 export function series(frame) {
-  if (!frame?.series) return null;
+  if (!frame?.series || isReading(frame)) return null;
   const { first, width_seconds: width, open_since: open, ...values } = frame.series;
   const begin = moment(first);
   const moments = values.started.map((_, n) => begin + n * width * 1000);
@@ -121,6 +124,7 @@ export function freshness(feed) {
     return { state: "disconnected", word: "disconnected", detail: `trying again in ${left} s`, title: seen };
   }
   const { frame } = feed;
+  if (isReading(frame)) return { state: "connecting", word: "reading" };
   if (frame.snapshot_id == null) return { state: "empty", word: "no data yet", title: frame.problem };
   if (frame.problem) return { state: "stale", word: "can’t read", title: frame.problem };
   const { newest_event_age_seconds: age, stale } = frame.freshness ?? {};
@@ -133,7 +137,7 @@ export function freshness(feed) {
 /** What is to be said above the numbers, if anything: a kind, and the text. */
 export function notice(feed) {
   const { frame } = feed;
-  if (!frame) return null;
+  if (!frame || isReading(frame)) return null;
   if (frame.snapshot_id == null) return { kind: "empty", text: frame.problem ?? "" };
   if (frame.problem) return { kind: "problem", text: frame.problem };
   if (frame.freshness.stale) return { kind: "stale", text: frame.freshness.stale };

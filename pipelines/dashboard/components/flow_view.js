@@ -21,7 +21,7 @@ export default {
         </fieldset></header>
       <div v-if="problem" class="notice" data-kind="problem"><p>{{ problem.message }}<template v-if="problem.cure">. {{ problem.cure }}</template></p></div>
       <div v-else-if="!saga" class="notice" data-kind="empty"><h2>No saga within the last hour</h2><p>Choose one in the bar above once one has run, or start some:</p><pre><code>make demo</code></pre></div>
-      <div v-else-if="flow" class="scroll"><div class="graph" :style="{ width: graph.width + 'px', height: graph.height + 'px' }">
+      <div v-else-if="flow" class="scroll" tabindex="0" role="region" aria-label="Graph"><div class="graph" :style="{ width: graph.width + 'px', height: graph.height + 'px' }">
         <svg :width="graph.width" :height="graph.height" aria-hidden="true">
           <defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 8 4 0 8Z" fill="var(--strong)"/></marker></defs>
           <path v-for="edge in graph.edges" :key="edge.key" :d="edge.path" marker-end="url(#arrow)"/>
@@ -34,7 +34,7 @@ export default {
         </li></ol>
       </div></div>
       <div v-else class="waiting"><span v-for="n in 4" :key="n" class="bone"></span></div>
-      <div v-if="flow" class="scroll below"><table>
+      <div v-if="flow" class="scroll below" tabindex="0" role="region" aria-label="Steps"><table>
         <thead><tr><th scope="col">Step</th><th scope="col">Waits for</th><th scope="col" class="number">Ended</th><th scope="col" class="number">Failed</th><th scope="col" class="number">Failure rate</th><th scope="col" class="number">p50</th><th scope="col" class="number">p95</th><th scope="col" class="number">p99</th><th scope="col" class="number">Timeout</th><th scope="col" class="number">Undone</th></tr></thead>
         <tbody><tr v-for="row in rows" :key="row.step_name"><td><b>{{ row.step_name }}</b></td><td class="dim">{{ row.depends_on.join(', ') || '–' }}</td>
           <td v-for="(cell, n) in row.cells" :key="n" class="number"><b>{{ cell.value }}</b><small>{{ cell.unit }}</small></td></tr></tbody>
@@ -75,7 +75,7 @@ export default {
           p95: duration(step.step?.p95_ms),
           rate: percent(step.step?.failure_rate),
           share: `${share * 100}%`,
-          style: { width: `${this.graph.node}px`, left: `${x}px`, top: `${y}px`, "--tone": `var(--${tone})`, "--heat": `${Math.round(share * 26)}%` },
+          style: { width: `${this.graph.node}px`, left: `${x}px`, top: `${y}px`, "--tone": `var(--${tone})`, "--heat": `${Math.round(share * 16)}%` },
           title: step.step ? `${step.step_name}: ${count(step.step.completed + step.step.failed)} ended within ${this.flow.window}` : `${step.step_name}: none ended within ${this.flow.window}`,
         };
       });

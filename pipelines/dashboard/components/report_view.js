@@ -15,10 +15,10 @@ export default {
       <header><h2>{{ report.heading }}</h2>
         <label v-if="report.takes === 'moment'" class="at">before and after <input class="field" type="datetime-local" :value="at" @change="at = $event.target.value" aria-label="The moment to compare before with after of"></label>
         <button v-if="answer" type="button" class="plain more" :aria-expanded="rows" @click="rows = !rows">{{ rows ? 'Chart' : 'Rows' }}</button></header>
-      <p class="dim doc" :title="report.doc">{{ report.title }}</p>
+      <p class="dim doc" :title="report.doc">{{ report.title }}<template v-if="report.chart.kind === 'ranking' && report.chart.x.length > 1">: {{ report.chart.x.join(' / ') }}</template></p>
       <p v-if="problem" class="problem" role="status">{{ problem.message }}<template v-if="problem.cure && problem.cure !== 'see /docs'">. {{ problem.cure }}</template></p>
       <p v-else-if="answer && !answer.rows.length" class="nothing dim">Nothing in this range{{ address.saga ? ' for ' + address.saga : '' }}.</p>
-      <div v-else-if="answer && rows" class="scroll tall"><table>
+      <div v-else-if="answer && rows" class="scroll tall" tabindex="0" role="region" :aria-label="report.heading + ', rows'"><table>
         <thead><tr><th v-for="(column, n) in answer.columns" :key="column" scope="col" :class="{ number: numeric[n] }">{{ title(column) }}</th></tr></thead>
         <tbody><tr v-for="(row, n) in answer.rows.slice(0, ${ROWS})" :key="n"><td v-for="(value, k) in row" :key="k" :class="{ number: numeric[k] }" :title="String(value ?? '').slice(0, 400)">{{ written(answer.columns[k], value) }}</td></tr></tbody>
       </table><p v-if="answer.rows.length > ${ROWS}" class="dim">The first ${ROWS} of {{ count(answer.rows.length) }}; all: <code>sagascope report {{ report.name }}</code></p></div>

@@ -30,7 +30,7 @@ export default {
           <button type="button" :disabled="first + PAGE >= found.matching" @click="show({ page: String(page + 1) })" aria-label="Next page">›</button>
         </nav>
       </header>
-      <div class="scroll">
+      <div class="scroll" tabindex="0" role="region" aria-label="Running sagas, a row each">
         <table :aria-busy="!found">
           <thead><tr>
             <th v-for="column in columns" :key="column.title" scope="col" :class="{ number: column.number }" :title="column.help"

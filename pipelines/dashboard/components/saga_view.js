@@ -64,7 +64,7 @@ export default {
         </section>
 
         <section class="events"><header><h2>Events</h2><span class="dim">{{ count(found.events.length) }}</span></header>
-          <div class="scroll"><table>
+          <div class="scroll" tabindex="0" role="region" aria-label="Events, a row each"><table>
             <thead><tr><th scope="col" class="number">#</th><th scope="col">Time</th><th scope="col">Event</th><th scope="col">Step</th><th scope="col" class="number">Attempt</th><th scope="col" class="number">Took</th><th scope="col" class="wide">Error</th></tr></thead>
             <tbody><tr v-for="event in events" :key="event.event_id">
               <td class="number">{{ event.sequence }}</td><td :title="event.utc">{{ event.time }}<small>.{{ event.ms }}</small></td>
