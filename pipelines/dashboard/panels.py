@@ -69,7 +69,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     """`line` or `bar`; bars are stacked."""
     dash: tuple[int, ...] | None = None
     width: float = 1.5
-    query: str = ""
+    queries: tuple[Query, ...] = ()
 
 
 class Chart(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +102,17 @@ class Ranking(msgspec.Struct, frozen=True, kw_only=True):
     queries: tuple[Query, ...] = ()
 
 
+_WINDOW = 'window="$window"'
+_SAGAS = f'{{{_WINDOW}, saga="$saga"}}'
+STARTED, COMPLETED, FAILED = (
+    Query(f"sagascope_live_sagas_{name}_per_minute{_SAGAS}", name) for name in ("started", "completed", "failed")
+)
+P50, P95, P99 = (
+    Query(f'sagascope_live_step_duration_seconds{{{_WINDOW}, step="", quantile="{quantile}"}}', name)
+    for name, quantile in (("p50", "0.5"), ("p95", "0.95"), ("p99", "0.99"))
+)
+"""Of all steps: those of one kind of saga alone have no percentiles of their own."""
+
 TILES = (
     Tile(
         name="active",
@@ -110,6 +121,7 @@ TILES = (
         unit=Unit.COUNT,
         fields=(Field("active"),),
         spark="active",
+        queries=(Query('sum(sagascope_live_sagas_active{saga=~"${saga:regex}.*"})'),),
     ),
     Tile(
         name="started",
@@ -120,6 +132,7 @@ TILES = (
         tone="started",
         spark="started",
         compared="started_per_minute",
+        queries=(STARTED,),
     ),
     Tile(
         name="completed",
@@ -130,6 +143,7 @@ TILES = (
         tone="completed",
         spark="completed",
         compared="completed_per_minute",
+        queries=(COMPLETED,),
     ),
     Tile(
         name="failed",
@@ -140,6 +154,7 @@ TILES = (
         tone="failed",
         spark="failed",
         compared="failed_per_minute",
+        queries=(FAILED,),
         better="less",
     ),
     Tile(
@@ -152,6 +167,7 @@ TILES = (
         spark="failure_rate",
         compared="failure_rate",
         better="less",
+        queries=(Query(f"sagascope_live_saga_failure_ratio{_SAGAS}", "failure rate"),),
         thresholds=(0.05, 0.2),
     ),
     Tile(
@@ -163,6 +179,7 @@ TILES = (
         tone="p95",
         spark="p95_ms",
         note="line: p95 of the last hour",
+        queries=(P50, P95, P99),
     ),
 )
 
@@ -174,9 +191,9 @@ ENDED = Chart(
     unit=Unit.COUNT,
     lines=(
         # At the bottom, where they stand on one line and can be compared.
-        Line(field="failed", label="failed", color="failed", shape="bar", help="Ended in failure, rolled back or not"),
-        Line(field="completed", label="completed", color="completed-soft", shape="bar"),
-        Line(field="started", label="started", color="started", width=1.25),
+        Line(field="failed", label="failed", color="failed", shape="bar", help="Ended in failure, rolled back or not", queries=(FAILED,)),
+        Line(field="completed", label="completed", color="completed-soft", shape="bar", queries=(COMPLETED,)),
+        Line(field="started", label="started", color="started", width=1.25, queries=(STARTED,)),
     ),
     empty="No saga started or ended within the last hour",
 )
@@ -188,9 +205,9 @@ DURATIONS = Chart(
     help="Percentiles of steps and compensations that ended in each window of the last hour",
     unit=Unit.MILLISECONDS,
     lines=(
-        Line(field="p99_ms", label="p99", color="p99", dash=(2, 2)),
-        Line(field="p95_ms", label="p95", color="p95", width=2),
-        Line(field="p50_ms", label="p50", color="p50", dash=(6, 3)),
+        Line(field="p99_ms", label="p99", color="p99", dash=(2, 2), queries=(P99,)),
+        Line(field="p95_ms", label="p95", color="p95", width=2, queries=(P95,)),
+        Line(field="p50_ms", label="p50", color="p50", dash=(6, 3), queries=(P50,)),
     ),
     empty="No step ended within the last hour",
 )
@@ -204,6 +221,12 @@ SLOWEST = Ranking(
     fields=(Field("p95_ms"),),
     tone="p95",
     empty="No step ended within this window",
+    queries=(
+        Query(
+            f'topk(5, sagascope_live_step_duration_seconds{{{_WINDOW}, step!="", quantile="0.95"}})',
+            "{{saga}} · {{step}} ({{phase}})",
+        ),
+    ),
 )
 
 MOST_FAILING = Ranking(
@@ -215,4 +238,9 @@ MOST_FAILING = Ranking(
     fields=(Field("failure_rate"),),
     tone="failed",
     empty="No step failed within this window",
+    queries=(
+        Query(
+            f'topk(5, sagascope_live_step_failure_ratio{{{_WINDOW}, step!=""}})', "{{saga}} · {{step}} ({{phase}})"
+        ),
+    ),
 )

@@ -4,6 +4,9 @@ import { moment, duration, text } from "sagascope/format.js";
 /** Nothing is known yet: that is not the same as nothing being there. */
 const isReading = (frame) => frame?.snapshot_id == null && frame?.problem?.startsWith("the tables are being read");
 
+/** There are no tables, or nothing is in them. */
+export const isEmpty = (frame) => !!frame && frame.snapshot_id == null;
+
 const windowOf = (frame, name) => !isReading(frame) && frame?.windows?.find((window) => window.name === name);
 const SPAN_SECONDS = { "1m": 60, "5m": 300, "15m": 900, "1h": 3600 };
 
@@ -125,7 +128,7 @@ export function freshness(feed) {
   }
   const { frame } = feed;
   if (isReading(frame)) return { state: "connecting", word: "reading" };
-  if (frame.snapshot_id == null) return { state: "empty", word: "no data yet", title: frame.problem };
+  if (isEmpty(frame)) return { state: "empty", word: "no data yet", title: frame.problem };
   if (frame.problem) return { state: "stale", word: "can’t read", title: frame.problem };
   const { newest_event_age_seconds: age, stale } = frame.freshness ?? {};
   if (age == null) return { state: "empty", word: "no data yet" };
@@ -138,7 +141,7 @@ export function freshness(feed) {
 export function notice(feed) {
   const { frame } = feed;
   if (!frame || isReading(frame)) return null;
-  if (frame.snapshot_id == null) return { kind: "empty", text: frame.problem ?? "" };
+  if (isEmpty(frame)) return { kind: "empty", text: frame.problem ?? "" };
   if (frame.problem) return { kind: "problem", text: frame.problem };
   if (frame.freshness.stale) return { kind: "stale", text: frame.freshness.stale };
   return null;

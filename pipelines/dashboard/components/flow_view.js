@@ -9,7 +9,7 @@ import { layered } from "sagascope/layers.js";
 const EVERY_MS = 2_000;
 const NODE = { height: 84, down: 24 };
 /** As wide as the page allows; below the least it scrolls. */
-const WIDTHS = { least: 136, most: 196, across: [32, 56] };
+const WIDTHS = { least: 172, most: 196, across: [24, 56] };
 const COLORS = { p95: "p95", failures: "failure rate" };
 
 export default {

@@ -8,11 +8,11 @@ export default {
     <section v-if="said" class="notice" :data-kind="said.kind" role="status">
       <template v-if="said.kind === 'empty'">
         <h2>No saga has been told of yet</h2>
-        <p v-if="said.text"><template v-for="(part, n) in parts" :key="n"><code v-if="n % 2">{{ part }}</code><template v-else>{{ part }}</template></template>.</p>
         <p>To see it at work on this machine, with a real broker and real sagas:</p>
         <pre><code>make demo</code></pre>
         <p class="dim">With sagas of your own: let them report (README, “In your service”), and run <code>sagascope analyze</code>.
           This page fills by itself.</p>
+        <p v-if="said.text && !said.text.startsWith('there are no tables')" class="problem">{{ said.text }}</p>
       </template>
       <p v-else><svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true"><path d="M8 1.5 15 14H1Z" fill="none" stroke="currentColor" stroke-width="1.5" stroke-linejoin="round"/><path d="M8 6v4M8 11.6v.9" stroke="currentColor" stroke-width="1.5"/></svg>
         <span><template v-for="(part, n) in parts" :key="n"><code v-if="n % 2">{{ part }}</code><template v-else>{{ part }}</template></template></span></p>

@@ -15,7 +15,7 @@ export default {
       <header><h2>{{ report.heading }}</h2>
         <label v-if="report.takes === 'moment'" class="at">before and after <input class="field" type="datetime-local" :value="at" @change="at = $event.target.value" aria-label="The moment to compare before with after of"></label>
         <button v-if="answer" type="button" class="plain more" :aria-expanded="rows" @click="rows = !rows">{{ rows ? 'Chart' : 'Rows' }}</button></header>
-      <p class="dim doc" :title="report.doc">{{ report.title }}<template v-if="report.chart.kind === 'ranking' && report.chart.x.length > 1">: {{ report.chart.x.join(' / ') }}</template></p>
+      <p class="dim doc" :title="report.doc">{{ doc }}<template v-if="report.chart.kind === 'ranking' && report.chart.x.length > 1">: {{ report.chart.x.join(' / ') }}</template></p>
       <p v-if="problem" class="problem" role="status">{{ problem.message }}<template v-if="problem.cure && problem.cure !== 'see /docs'">. {{ problem.cure }}</template></p>
       <p v-else-if="answer && !answer.rows.length" class="nothing dim">Nothing in this range{{ address.saga ? ' for ' + address.saga : '' }}.</p>
       <div v-else-if="answer && rows" class="scroll tall" tabindex="0" role="region" :aria-label="report.heading + ', rows'"><table>
@@ -33,6 +33,11 @@ export default {
   `,
   data: () => ({ address, answer: null, problem: null, rows: false, tall: 240, at: halfWay() }),
   computed: {
+    /** Over how long it looks is said by the range; what the heading says already is left out. */
+    doc() {
+      const said = this.report.title.replace(/,? over (the last )?(\d+|five|[a-z]+) [a-z]+$/, "").replace(`${this.report.heading}, `, "");
+      return said === this.report.heading ? "\u00a0" : said.charAt(0).toUpperCase() + said.slice(1);
+    },
     drawn() {
       return !!this.answer?.rows.length && !this.rows && !this.problem && this.report.chart.kind !== "ranking";
     },

@@ -1,6 +1,8 @@
 // The sagas that run now. It asks by itself, once a second while it is seen: what it shows is its own for each viewer.
 import { address, sagaLink, show } from "sagascope/address.js";
 import { ask } from "sagascope/ask.js";
+import { feed } from "sagascope/feed.js";
+import { isEmpty } from "sagascope/frame.js";
 import { count, dateTime, duration, shortened, text, time, utc } from "sagascope/format.js";
 
 const PAGE = 50;
@@ -31,7 +33,7 @@ export default {
         </nav>
       </header>
       <div class="scroll" tabindex="0" role="region" aria-label="Running sagas, a row each">
-        <table :aria-busy="!found">
+        <table :aria-busy="!found && !problem && !empty">
           <thead><tr>
             <th v-for="column in columns" :key="column.title" scope="col" :class="{ number: column.number }" :title="column.help"
                 :aria-sort="address.sort === column.sort ? (address.order === 'desc' ? 'descending' : 'ascending') : undefined">
@@ -78,6 +80,7 @@ export default {
     rows() {
       return this.found.sagas.map(row);
     },
+    empty: () => isEmpty(feed.frame),
     question: () => [address.q, address.saga, address.sort, address.order, address.page].join("\n"),
   },
   watch: {
@@ -100,6 +103,7 @@ export default {
     count,
     show,
     async load() {
+      if (this.empty) return; // it would be answered with an error
       this.asking?.abort();
       const asking = (this.asking = new AbortController());
       try {

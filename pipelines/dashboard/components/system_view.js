@@ -25,7 +25,7 @@ export default {
         <p v-if="found.lag_unknown" class="dim unknown"><template v-for="(part, n) in coded(found.lag_unknown)" :key="n"><code v-if="n % 2">{{ part }}</code><template v-else>{{ part }}</template></template></p>
         <div v-else class="scroll" tabindex="0" role="region" aria-label="Partitions"><table><thead><tr><th scope="col">Partition</th><th scope="col" class="number">Next offset</th><th scope="col" class="number">Last stored</th><th scope="col" class="number">Behind</th></tr></thead>
           <tbody><tr v-for="part in found.lag" :key="part.partition"><td>{{ part.partition }}</td><td class="number">{{ count(part.end) }}</td><td class="number">{{ count(part.stored) }}</td><td class="number"><b>{{ count(part.lag) }}</b></td></tr></tbody></table></div>
-        <header><h2>Tables</h2><span class="dim">{{ found.home }}</span></header>
+        <header><h2 :title="found.home">Tables</h2></header>
         <p v-if="!found.tables.length" class="dim unknown">There are none yet: <code>make demo</code> makes them.</p>
         <div v-else class="scroll" tabindex="0" role="region" aria-label="Tables"><table><thead><tr><th scope="col">Table</th><th scope="col">Newest snapshot</th><th scope="col">Committed</th><th scope="col" class="number">Ago</th></tr></thead>
           <tbody><tr v-for="table in found.tables" :key="table.table_name"><td><b>{{ table.table_name }}</b></td><td class="mono">{{ table.snapshot_id ?? 'none yet' }}</td><td :title="utc(table.committed_at)">{{ dateTime(table.committed_at) }}</td><td class="number"><b>{{ ago(table).value }}</b><small>{{ ago(table).unit }}</small></td></tr></tbody></table></div>
