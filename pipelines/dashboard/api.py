@@ -79,7 +79,7 @@ def routes(feed: Feed) -> APIRouter:
         )
         return Json(msgspec.json.encode(found))
 
-    @router.get("/api/v1/flows/{saga_name}", tags=["live"], responses=answered(Flow, "The saga as a graph"))
+    @router.get("/api/v1/flows/{saga_name:path}", tags=["live"], responses=answered(Flow, "The saga as a graph"))
     async def flow(saga_name: Annotated[str, Path()], window: Window = "1h") -> Json:
         """A kind of saga as a graph: the steps of its newest definition, with p95 and failure rate of each."""
         if window not in SPANS:

@@ -70,7 +70,7 @@ def routes(settings: Settings, feed: Feed, questions: Questions) -> APIRouter:
         answer = await questions.ask(question, lambda tables: _rows(tables, query, parameters), *_span(since, until))
         return Json(answer)
 
-    @router.get("/api/v1/sagas/{identity}", tags=["history"], responses=answered(WholeSaga, "A run, whole"))
+    @router.get("/api/v1/sagas/{identity:path}", tags=["history"], responses=answered(WholeSaga, "A run, whole"))
     async def saga_of(
         identity: Annotated[str, Path(description="A saga's id, or a run's.")], since: Since = None, until: Until = None
     ) -> Json:
@@ -130,7 +130,7 @@ def routes(settings: Settings, feed: Feed, questions: Questions) -> APIRouter:
 
 
 def _span(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
-    """Raises click.BadParameter or FutureMomentError where one is no such moment."""
+    """Raises typer.BadParameter or FutureMomentError where one is no such moment."""
     return parse_since(since) if since else None, parse_moment(until) if until else None
 
 

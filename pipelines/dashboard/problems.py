@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import click
 import duckdb
 import msgspec
+import typer
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -46,7 +46,7 @@ def handle_problems(app: FastAPI) -> None:
         UnusableError,
         NotFoundError,
         RequestValidationError,
-        click.BadParameter,
+        typer.BadParameter,
         FutureMomentError,
         LookupError,
         ValueError,
@@ -74,9 +74,9 @@ def _judged(request: Request, error: Exception) -> tuple[int, Problem]:  # noqa:
             return 404, Problem(error=told, value=error.value, cure=error.cure)
         case RequestValidationError():
             first = error.errors()[0]
-            name = str(first["loc"][-1])
+            name = next(str(part) for part in reversed(first["loc"]) if isinstance(part, str))
             return 422, Problem(error=f"{name}: {first['msg']}", value=str(first.get("input")), cure="see /docs")
-        case click.BadParameter():
+        case typer.BadParameter():
             return 422, Problem(error=error.message, cure="see /docs")
         case HTTPException():
             return error.status_code, Problem(error=str(error.detail), value=request.url.path, cure="see /docs")

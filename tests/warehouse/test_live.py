@@ -68,6 +68,7 @@ def story(
 ) -> Rows:
     """Events of a run, one every `wait` seconds: `pay` completes, `pay!` fails, `-pay` is undone; `end` ends it."""
     told: list[tuple[str, str | None]] = [("saga_started", None)]
+    step: str | None
     for step in steps:
         phase = "compensation" if step.startswith("-") else "step"
         told += [(f"{phase}_started", step), (f"{phase}_{'failed' if step.endswith('!') else 'completed'}", step)]
