@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import webbrowser
 from typing import Annotated
 
@@ -50,3 +51,6 @@ def dashboard(
             webbrowser.open(address)
 
     serve(settings, access, port, lambda line: console.print(escape(line), style="yellow", highlight=False), ready)
+    sys.stdout.flush()
+    # All is closed; to take the interpreter apart would take longer than all that, on a busy machine more than a second.
+    os._exit(0)

@@ -307,4 +307,4 @@ def _durations(timed: float, sum_ms: float | None, percentiles: list[float | Non
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
+    return None if value is None else round(value, 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import msgspec
 from fastapi.openapi.utils import get_openapi
@@ -45,7 +45,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def answered(kind: type, description: str = "The answer") -> dict[int | str, dict[str, Any]]:
+def answered(kind: Any, description: str = "The answer") -> dict[int | str, dict[str, Any]]:
     """What a route answers, for its description."""
     return {
         200: {"description": description, "content": {"application/json": {"schema": _reference(kind)}}},
@@ -78,5 +78,7 @@ def page(app: FastAPI) -> str:
     )
 
 
-def _reference(kind: type) -> dict[str, str]:
+def _reference(kind: Any) -> dict[str, Any]:
+    if get_origin(kind) is list:
+        return {"type": "array", "items": _reference(get_args(kind)[0])}
     return {"$ref": f"#/components/schemas/{kind.__name__}"}

@@ -72,6 +72,7 @@ class Feed:
         self._settings, self._say, self._clock = settings, say, clock
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._making = threading.Lock()
         self._tables = ExitStack()
         self._source: IcebergSource | None = None
         self._live: LiveTables | None = None
@@ -156,7 +157,7 @@ class Feed:
                 self.refresh_ms = round((time.monotonic() - began) * 1000, 1)
                 age = time.monotonic() - self._made_at
                 if age >= (SHORTEST_SECONDS if self._waiting else LONGEST_SECONDS) - LOOK_SECONDS / 2:
-                    self._make()
+                    self.make()
                 self._ending.wait(max(0.0, LOOK_SECONDS - (time.monotonic() - began)))
         finally:
             self._forget()
@@ -208,6 +209,11 @@ class Feed:
         elif self.newest.number:
             self._say("the tables are read")
         self._problem, self._waiting = problem, True
+
+    def make(self) -> None:
+        """Make a frame, and hand it out."""
+        with self._making:
+            self._make()
 
     def _make(self) -> None:
         now = self._clock()

@@ -130,7 +130,7 @@ def routes(settings: Settings, feed: Feed, questions: Questions) -> APIRouter:
 
 
 def _span(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
-    """Raises click.BadParameter or FutureMomentError where one is no such moment."""
+    """Raises typer.BadParameter or FutureMomentError where one is no such moment."""
     return parse_since(since) if since else None, parse_moment(until) if until else None
 
 

@@ -74,7 +74,7 @@ def _judged(request: Request, error: Exception) -> tuple[int, Problem]:  # noqa:
             return 404, Problem(error=told, value=error.value, cure=error.cure)
         case RequestValidationError():
             first = error.errors()[0]
-            name = str(first["loc"][-1])
+            name = next(str(part) for part in reversed(first["loc"]) if isinstance(part, str))
             return 422, Problem(error=f"{name}: {first['msg']}", value=str(first.get("input")), cure="see /docs")
         case typer.BadParameter():
             return 422, Problem(error=error.message, cure="see /docs")

@@ -68,6 +68,7 @@ def story(
 ) -> Rows:
     """Events of a run, one every `wait` seconds: `pay` completes, `pay!` fails, `-pay` is undone; `end` ends it."""
     told: list[tuple[str, str | None]] = [("saga_started", None)]
+    step: str | None
     for step in steps:
         phase = "compensation" if step.startswith("-") else "step"
         told += [(f"{phase}_started", step), (f"{phase}_{'failed' if step.endswith('!') else 'completed'}", step)]
@@ -91,11 +92,11 @@ def nearest_rank(durations: list[int], percent: int) -> float | None:
 
 def assert_durations(figures: Any, durations: list[int]) -> None:
     """The mean is exact, percentiles are at most 1 % off."""
-    assert figures.avg_ms == (pytest.approx(sum(durations) / len(durations), abs=0.006) if durations else None)
+    assert figures.avg_ms == (pytest.approx(sum(durations) / len(durations), abs=0.001) if durations else None)
     for percent in (50, 95, 99):
         exact = nearest_rank(durations, percent)
         got = getattr(figures, f"p{percent}_ms")
-        assert got == (None if exact is None else pytest.approx(exact, rel=0.01, abs=0.006)), percent
+        assert got == (None if exact is None else pytest.approx(exact, abs=exact * 0.01 + 0.001)), percent
 
 
 def assert_equals_oracle(frame: Frame, rows: Rows) -> None:
@@ -146,7 +147,7 @@ def assert_equals_oracle(frame: Frame, rows: Rows) -> None:
         assert frame.series.failed[n] == kinds.count("saga_rolled_back") + kinds.count("saga_failed")
         timed = [row["duration_ms"] for row in of_window if row.get("duration_ms") is not None]
         exact = nearest_rank(timed, 95)
-        assert frame.series.p95_ms[n] == (None if exact is None else pytest.approx(exact, rel=0.01, abs=0.006))
+        assert frame.series.p95_ms[n] == (None if exact is None else pytest.approx(exact, abs=exact * 0.01 + 0.001))
 
 
 def test_numbers_equal_an_oracle_and_the_history(lake: Settings) -> None:
