@@ -144,6 +144,7 @@ class Recorder(EventListener):
         self._began: dict[tuple[str, EventType, str | None], int] = {}
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
+        """See `EventListener`."""
         moment = self._first + round(asyncio.get_running_loop().time() * 1000)
         for event in events:
             run_id = self._runs.setdefault(event.run_id, new_id(moment))
@@ -182,6 +183,7 @@ def _spoilt(rows: pa.Table, day: datetime) -> pa.Table:
 
 
 def append(catalog: Catalog, table: Table, rows: list[dict[str, Any]] | pa.Table) -> None:
+    """Add rows to a table, in one commit."""
     stored = catalog.load_table(table.identifier)
     schema = schema_to_pyarrow(stored.schema(), include_field_ids=False)
     if isinstance(rows, list):

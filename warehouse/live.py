@@ -140,7 +140,14 @@ class LiveTables:
             )
 
     def running(
-        self, search: str = "", sort: str = "age", *, saga: str = "", descending: bool = True, limit: int = 50, offset: int = 0
+        self,
+        search: str = "",
+        sort: str = "age",
+        *,
+        saga: str = "",
+        descending: bool = True,
+        limit: int = 50,
+        offset: int = 0,
     ) -> RunningPage:
         """Sagas that run now.
 
@@ -156,7 +163,9 @@ class LiveTables:
             LookupError: no such sort; names those there are.
         """
         with self._lock:
-            return self._running.page(self._clock(), search, sort, saga=saga, descending=descending, limit=limit, offset=offset)
+            return self._running.page(
+                self._clock(), search, sort, saga=saga, descending=descending, limit=limit, offset=offset
+            )
 
     def definition(self, saga_name: str) -> tuple[str, str] | None:
         """The id and the steps (JSON) of the newest definition of that kind of saga; None where none is known."""

@@ -25,8 +25,10 @@ class TopBar(Element, component=COMPONENTS / "top_bar.js", esm={"sagascope": str
     """Where one is, what is asked about, how fresh the numbers are."""
 
     def __init__(self, page: str) -> None:
-        """Args:
-        page: The name of the page that it stands on.
+        """The bar of a page.
+
+        Args:
+            page: Its name.
         """
         super().__init__()
         self._props["page"] = page
@@ -68,9 +70,11 @@ class SagaView(Element, component=COMPONENTS / "saga_view.js"):
     """One run of a saga, whole."""
 
     def __init__(self, identity: str, trace_pattern: str) -> None:
-        """Args:
-        identity: A saga's id, or a run's.
-        trace_pattern: The address of a trace, with `{trace_id}` in it; empty: none.
+        """The run that has this id, or the newest of that saga.
+
+        Args:
+            identity: A saga's id, or a run's.
+            trace_pattern: The address of a trace, with `{trace_id}` in it; empty: none.
         """
         super().__init__()
         self._props["identity"] = identity
@@ -85,9 +89,11 @@ class ReportView(Element, component=COMPONENTS / "report_view.js"):
     """A named report: its chart and its rows."""
 
     def __init__(self, report: Report, heading: str = "") -> None:
-        """Args:
-        report: Which one.
-        heading: What stands above it; else its name.
+        """Asked for over the range that the page's address says.
+
+        Args:
+            report: Which one.
+            heading: What stands above it; else its name.
         """
         super().__init__()
         chart = report.chart

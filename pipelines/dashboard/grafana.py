@@ -14,6 +14,8 @@ import msgspec
 from pipelines.dashboard.panels import DURATIONS, ENDED, MOST_FAILING, SLOWEST, TILES, Unit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipelines.dashboard.panels import Chart, Query, Ranking, Tile
 
 UNITS = {Unit.COUNT: "short", Unit.PER_MINUTE: "opm", Unit.RATIO: "percentunit", Unit.MILLISECONDS: "s"}
@@ -39,7 +41,8 @@ def dashboard() -> dict[str, Any]:
     tiles = [_tile(tile, {"x": n * 4, "y": 0, "w": 4, "h": 4}) for n, tile in enumerate(TILES)]
     charts = [_chart(chart, {"x": 0, "y": 4 + n * 8, "w": 16, "h": 8}) for n, chart in enumerate((ENDED, DURATIONS))]
     rankings = [
-        _ranking(ranking, {"x": 16, "y": 4 + n * 8, "w": 8, "h": 8}) for n, ranking in enumerate((SLOWEST, MOST_FAILING))
+        _ranking(ranking, {"x": 16, "y": 4 + n * 8, "w": 8, "h": 8})
+        for n, ranking in enumerate((SLOWEST, MOST_FAILING))
     ]
     panels = [panel | {"id": n} for n, panel in enumerate([*tiles, *charts, *rankings], 1)]
     return {
@@ -58,11 +61,13 @@ def dashboard() -> dict[str, Any]:
 
 
 def _tile(tile: Tile, place: dict[str, int]) -> dict[str, Any]:
-    steps = [{"color": COLORS["completed"], "value": None}] if tile.thresholds else [{"color": "text", "value": None}]
+    steps: list[dict[str, Any]] = (
+        [{"color": COLORS["completed"], "value": None}] if tile.thresholds else [{"color": "text", "value": None}]
+    )
     steps += [
         {"color": color, "value": value} for color, value in zip(("#e69f00", "#d55e00"), tile.thresholds, strict=False)
     ]
-    return _panel("stat", tile.title, tile.help, tile.unit, tile.queries, place) | {
+    return _panel("stat", tile, tile.queries, place) | {
         "fieldConfig": {
             "defaults": {"unit": UNITS[tile.unit], "thresholds": {"mode": "absolute", "steps": steps}},
             "overrides": [],
@@ -77,13 +82,16 @@ def _chart(chart: Chart, place: dict[str, int]) -> dict[str, Any]:
             "matcher": {"id": "byName", "options": line.label},
             "properties": [
                 {"id": "color", "value": {"mode": "fixed", "fixedColor": COLORS[line.color]}},
-                {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": list(line.dash)} if line.dash else {"fill": "solid"}},
+                {
+                    "id": "custom.lineStyle",
+                    "value": {"fill": "dash", "dash": list(line.dash)} if line.dash else {"fill": "solid"},
+                },
             ],
         }
         for line in chart.lines
     ]
     queries = [query for line in chart.lines for query in line.queries]
-    return _panel("timeseries", chart.title, chart.help, chart.unit, queries, place) | {
+    return _panel("timeseries", chart, queries, place) | {
         "fieldConfig": {
             # A rate of a window is per minute, whatever is counted in it on the page
             "defaults": {"unit": UNITS[Unit.PER_MINUTE if chart.unit is Unit.COUNT else chart.unit], "min": 0},
@@ -94,7 +102,7 @@ def _chart(chart: Chart, place: dict[str, int]) -> dict[str, Any]:
 
 
 def _ranking(ranking: Ranking, place: dict[str, int]) -> dict[str, Any]:
-    return _panel("bargauge", ranking.title, ranking.help, ranking.unit, ranking.queries, place, instant=True) | {
+    return _panel("bargauge", ranking, ranking.queries, place, instant=True) | {
         "fieldConfig": {
             "defaults": {
                 "unit": UNITS[ranking.unit],
@@ -109,10 +117,8 @@ def _ranking(ranking: Ranking, place: dict[str, int]) -> dict[str, Any]:
 
 def _panel(
     kind: str,
-    title: str,
-    told: str,
-    unit: Unit,
-    queries: tuple[Query, ...] | list[Query],
+    shown: Tile | Chart | Ranking,
+    queries: Sequence[Query],
     place: dict[str, int],
     *,
     instant: bool = False,
@@ -122,7 +128,7 @@ def _panel(
             "refId": chr(ord("A") + n),
             "datasource": SOURCE,
             "expr": query.expression,
-            "legendFormat": query.legend or title,
+            "legendFormat": query.legend or shown.title,
             "instant": instant,
             "range": not instant,
         }
@@ -130,12 +136,11 @@ def _panel(
     ]
     return {
         "type": kind,
-        "title": title,
-        "description": told,
+        "title": shown.title,
+        "description": shown.help,
         "datasource": SOURCE,
         "gridPos": place,
         "targets": targets,
-        "fieldConfig": {"defaults": {"unit": UNITS[unit]}, "overrides": []},
     }
 
 

@@ -191,7 +191,14 @@ ENDED = Chart(
     unit=Unit.COUNT,
     lines=(
         # At the bottom, where they stand on one line and can be compared.
-        Line(field="failed", label="failed", color="failed", shape="bar", help="Ended in failure, rolled back or not", queries=(FAILED,)),
+        Line(
+            field="failed",
+            label="failed",
+            color="failed",
+            shape="bar",
+            help="Ended in failure, rolled back or not",
+            queries=(FAILED,),
+        ),
         Line(field="completed", label="completed", color="completed-soft", shape="bar", queries=(COMPLETED,)),
         Line(field="started", label="started", color="started", width=1.25, queries=(STARTED,)),
     ),
@@ -239,8 +246,6 @@ MOST_FAILING = Ranking(
     tone="failed",
     empty="No step failed within this window",
     queries=(
-        Query(
-            f'topk(5, sagascope_live_step_failure_ratio{{{_WINDOW}, step!=""}})', "{{saga}} · {{step}} ({{phase}})"
-        ),
+        Query(f'topk(5, sagascope_live_step_failure_ratio{{{_WINDOW}, step!=""}})', "{{saga}} · {{step}} ({{phase}})"),
     ),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 
 import sagascope
 from pipelines.dashboard import api, documents, history_api, pages
@@ -63,7 +63,7 @@ class Dashboard:
         self.app.openapi = lambda: documents.describe(self.app)  # type: ignore[method-assign]  # as FastAPI documents it
         self.app.add_middleware(Gate, access=access)
         handle_problems(self.app)
-        self._add_docs()
+        self._add_docs(is_first=not has_pages)
         if has_pages:
             pages.mount(self.app, settings)
 
@@ -79,7 +79,13 @@ class Dashboard:
         self.end()
         await asyncio.to_thread(self.feed.stop)
 
-    def _add_docs(self) -> None:
+    def _add_docs(self, *, is_first: bool) -> None:
+        if is_first:
+
+            @self.app.get("/", include_in_schema=False)
+            async def first() -> RedirectResponse:
+                return RedirectResponse("/docs", 307)
+
         @self.app.get("/docs", include_in_schema=False)
         async def docs() -> HTMLResponse:
             return HTMLResponse(documents.page(self.app), headers={"Content-Security-Policy": documents.CSP})

@@ -9,7 +9,7 @@ import { layered } from "sagascope/layers.js";
 const EVERY_MS = 2_000;
 const NODE = { height: 84, down: 24 };
 /** As wide as the page allows; below the least it scrolls. */
-const WIDTHS = { least: 172, most: 196, across: [24, 56] };
+const WIDTHS = { least: 160, most: 196, across: [24, 56] };
 const COLORS = { p95: "p95", failures: "failure rate" };
 
 export default {
@@ -51,7 +51,8 @@ export default {
       const narrow = layered(this.steps, { ...NODE, width: 1, across: 0 }).width; // how many columns there are
       const across = narrow > 5 ? WIDTHS.across[0] : WIDTHS.across[1];
       const fitting = Math.floor((this.room - (narrow - 1) * across) / narrow);
-      const width = Math.min(Math.max(fitting, WIDTHS.least), WIDTHS.most);
+      const least = this.room < 640 ? WIDTHS.most : WIDTHS.least; // what has to be scrolled anyway need not be narrow
+      const width = Math.min(Math.max(fitting, least), WIDTHS.most);
       return { ...layered(this.steps, { ...NODE, width, across }), node: width };
     },
     worst() {

@@ -28,7 +28,7 @@ from warehouse.tables import EVENTS, SAGA_DEFINITIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the group `dev`")
 expect = playwright.expect
@@ -121,10 +121,23 @@ def opened(browser: Browser, url: str, *, forgiven: str = "$^", **options: Any) 
     page.set_default_timeout(PATIENCE_MS)
     wrong: list[str] = []
     own = ("http://" + url.split("/")[2], "data:", "blob:")
-    page.on("request", lambda request: request.url.startswith(own) or wrong.append(request.url))
-    page.on("console", lambda message: message.type in {"error", "warning"} and wrong.append(message.text))
+
+    def look_at_request(request: Request) -> None:
+        if not request.url.startswith(own):
+            wrong.append(request.url)
+
+    def look_at_console(message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            wrong.append(message.text)
+
+    def look_at_dialog(dialog: Dialog) -> None:
+        wrong.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("request", look_at_request)
+    page.on("console", look_at_console)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", look_at_dialog)
     page.goto(url)
     yield page
     context.close()
@@ -262,7 +275,7 @@ def test_it_reconnects_by_itself(site: Site, browser: Browser) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", PAGES)
 def test_nothing_keeps_anybody_out(site: Site, browser: Browser, path: str, scheme: str) -> None:
-    """axe finds no fault, at the width of a desktop and of a phone; no page is wider than the phone."""
+    """Axe finds no fault, at the width of a desktop and of a phone; no page is wider than the phone."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the group `dev`").Axe()
     for size in (DESKTOP, PHONE):
         with opened(browser, site.address + path, viewport=size, color_scheme=scheme, reduced_motion="reduce") as page:
