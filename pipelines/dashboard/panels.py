@@ -53,6 +53,8 @@ class Tile(msgspec.Struct, frozen=True, kw_only=True):
     """Which value is compared with the window before."""
     better: str = ""
     """`less` or `more`, where one of them is good news."""
+    of_one_saga: dict[str, str] = {}
+    """What is said otherwise where one kind of saga is shown."""
     queries: tuple[Query, ...] = ()
     thresholds: tuple[float, ...] = ()
     """From where on a value is a warning, then a fault."""
@@ -179,6 +181,7 @@ TILES = (
         tone="p95",
         spark="p95_ms",
         note="line: p95 of the last hour",
+        of_one_saga={"title": "Saga duration", "help": "From start to end, of sagas that ended within the window"},
         queries=(P50, P95, P99),
     ),
 )

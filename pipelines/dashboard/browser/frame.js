@@ -15,7 +15,8 @@ export function figures(frame, name, saga) {
   const window = windowOf(frame, name);
   if (!window) return null;
   const sagas = saga ? window.sagas.find((one) => one.saga_name === saga) : window.all_sagas;
-  const steps = saga ? window.saga_steps?.find((one) => one.saga_name === saga) : window.all_steps;
+  // Steps of one kind of saga have no percentiles together: then those of whole sagas are told, and named so
+  const timed = saga ? sagas : window.all_steps;
   const active = saga ? frame.active_sagas.find((one) => one.saga_name === saga) : null;
   return {
     active: saga ? (active?.active ?? 0) : frame.active,
@@ -24,9 +25,9 @@ export function figures(frame, name, saga) {
     completed_per_minute: sagas?.completed_per_minute ?? 0,
     failed_per_minute: sagas?.failed_per_minute ?? 0,
     failure_rate: sagas?.failure_rate ?? null,
-    p50_ms: steps?.p50_ms ?? null,
-    p95_ms: steps?.p95_ms ?? null,
-    p99_ms: steps?.p99_ms ?? null,
+    p50_ms: timed?.p50_ms ?? null,
+    p95_ms: timed?.p95_ms ?? null,
+    p99_ms: timed?.p99_ms ?? null,
   };
 }
 

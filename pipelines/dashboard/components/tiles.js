@@ -40,11 +40,12 @@ export default {
         const values = panel.fields.map(([field, label]) => ({ field, label, raw: now?.[field], ...write(now?.[field]) }));
         return {
           ...panel,
+          ...(address.saga && panel.of_one_saga ? panel.of_one_saga : {}),
           ready: !!now,
           values,
           line: sparkline(frame, panel.spark, address.saga),
           change: change(panel, now, then),
-          note: panel.name === "active" ? silent(now) : now?.[panel.fields[0][0]] == null ? "" : panel.note,
+          note: panel.name === "active" ? silent(now) : address.saga ? "" : now?.[panel.fields[0][0]] == null ? "" : panel.note,
         };
       });
     },

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from pipelines.ports import free_port
-from tests.warehouse.planted import append, events_of
+from tests.warehouse.planted import append, event, events_of
 from tests.warehouse.test_live import SCRIPT, story
 from warehouse import history
 from warehouse.catalog import open_catalog
@@ -245,6 +245,29 @@ def test_a_saga_is_drawn_as_its_events_say(site: Site, browser: Browser) -> None
         expect(page.locator(".events tbody tr")).to_have_count(events)
     with opened(browser, f"{site.address}/sagas/nobody", forgiven="404") as page:
         expect(page.get_by_text("No such saga")).to_be_visible()
+
+
+def test_a_huge_saga_stays_usable(site: Site, browser: Browser) -> None:
+    """500 steps, names of any script, a megabyte of error text: all steps are drawn, of the text the beginning until asked."""
+    begin = datetime.now(UTC) - timedelta(minutes=3)
+    rows = [event(990, 0, "saga_started", begin, saga_name="注文")]
+    for n in range(1, 1001, 2):
+        at, step = begin + timedelta(milliseconds=n * 10), f"шаг {n} الخطوة"
+        rows.append(event(990, n, "step_started", at, saga_name="注文", step_name=step))
+        kind = "step_failed" if n == 999 else "step_completed"
+        rows.append(event(990, n + 1, kind, at, saga_name="注文", step_name=step, duration_ms=10))
+    error = {"error_type": "E", "error_message": "x" * 1_000_000}
+    rows[-1] |= error
+    rows.append(event(990, 1001, "saga_failed", begin + timedelta(seconds=10), saga_name="注文", **error))
+    append(site.settings, EVENTS, rows)
+    with opened(browser, f"{site.address}/sagas/s990") as page:
+        await_numbers(page)
+        expect(page.locator(".gantt ol li")).to_have_count(500)
+        assert len(page.locator("#main").inner_text()) < 100_000
+        page.get_by_role("button", name="show all 1,000,003 characters").click()
+        assert len(page.locator(".error pre").inner_text()) == 1_000_003
+        page.get_by_role("link", name="Live", exact=True).click()
+        await_numbers(page)
 
 
 @pytest.mark.parametrize("path", ["/", "/history?range=24h", f"/flow?saga={quote(SCRIPT)}", "/sagas/s4"])
