@@ -64,7 +64,7 @@ function tooltip(column) {
   };
 }
 
-const legend = (shown) => ({ show: shown, type: "scroll", top: 0, left: 0, itemWidth: 14, itemHeight: 8, itemGap: 16, textStyle: { color: color("dim"), fontSize: 12 }, pageTextStyle: { color: color("dim") }, pageIconColor: color("dim"), pageIconInactiveColor: color("line"), formatter: cut });
+const legend = (shown) => ({ show: shown, type: "scroll", top: 0, left: 0, itemWidth: 14, itemHeight: 14, itemGap: 16, textStyle: { color: color("dim"), fontSize: 12, lineHeight: 16 }, pageTextStyle: { color: color("dim") }, pageIconColor: color("dim"), pageIconInactiveColor: color("line"), formatter: cut });
 
 function bar(rows, chart) {
   const kept = rows.slice(0, NAMES);
