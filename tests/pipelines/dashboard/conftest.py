@@ -14,8 +14,8 @@ import pytest
 
 from pipelines.dashboard.access import Access
 from pipelines.dashboard.server import Dashboard, Server, address_of, listen
+from tests.warehouse.live_oracle import SCRIPT, story
 from tests.warehouse.planted import append, events_of
-from tests.warehouse.test_live import SCRIPT, story
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
 from warehouse.tables import EVENTS, SAGA_DEFINITIONS
@@ -45,7 +45,7 @@ class Served:
             if wanted(frame):
                 return frame
             time.sleep(0.1)
-        raise AssertionError(frame)
+        raise AssertionError({name: frame[name] for name in ("problem", "freshness", "active")})
 
 
 @contextmanager
