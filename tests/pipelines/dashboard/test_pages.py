@@ -19,7 +19,7 @@ import pytest
 
 from pipelines.ports import free_port
 from tests.warehouse.planted import append, event, events_of
-from tests.warehouse.test_live import SCRIPT, story
+from tests.warehouse.live_oracle import SCRIPT, story
 from warehouse import history
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
