@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from pipelines import (
     audit_commands,
+    dashboard_command,
     export_commands,
     history_commands,
     import_commands,
@@ -63,6 +64,7 @@ app.command()(seed_command.seed)
 app.add_typer(maintain_commands.maintain, name="maintain")
 app.add_typer(audit_commands.audit, name="audit")
 app.command()(history_commands.report)
+app.command()(dashboard_command.dashboard)
 app.add_typer(history_commands.sagas, name="sagas")
 app.add_typer(import_commands.imports, name="import")
 app.add_typer(export_commands.export, name="export")

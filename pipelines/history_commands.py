@@ -19,8 +19,6 @@ from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.settings import Settings
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyRelation
-
     from warehouse.reports import Report
     from warehouse.targets import Target
 
@@ -102,10 +100,10 @@ def report(
     if output in (ReportFormat.PARQUET, ReportFormat.HTML) and to is None and sys.stdout.isatty():
         msg = f"{output.value} is for a file: add `--to report.{output.value}`"
         raise typer.BadParameter(msg, param_hint="--format")
-    settings, entries = _settings(), _entries(attribute)
+    settings, entries = _settings(), entries_of(attribute)
     since = since or (until or datetime.now(UTC)) - asked.span
-    _check_moment(asked, since, at, until)
-    query, parameters = reports.ask(name, saga, entries, moment=at, targets=_targets(asked, targets, settings))
+    check_moment(asked, since, at, until)
+    query, parameters = reports.ask(name, saga, entries, moment=at, targets=targets_for(asked, targets, settings))
     with open_history(settings, since, until) as tables:
         answer = tables.sql(query, parameters)
         about = {
@@ -118,7 +116,7 @@ def report(
         report_output.write(answer, output, asked, about, to)
 
 
-def _check_moment(asked: Report, since: datetime, at: datetime | None, until: datetime | None) -> None:
+def check_moment(asked: Report, since: datetime, at: datetime | None, until: datetime | None) -> None:
     """Raises typer.BadParameter where the report needs a moment and there is none, or the other way round."""
     if (asked.takes == "moment") is not (at is not None):
         msg = f"{asked.name} {'takes no moment' if at else 'needs the moment that it compares before with after of'}"
@@ -128,7 +126,7 @@ def _check_moment(asked: Report, since: datetime, at: datetime | None, until: da
         raise typer.BadParameter(msg, param_hint="--at")
 
 
-def _targets(asked: Report, file: Path | None, settings: Settings) -> list[Target] | None:
+def targets_for(asked: Report, file: Path | None, settings: Settings) -> list[Target] | None:
     """The targets, where the report takes some.
 
     Raises:
@@ -164,7 +162,7 @@ def list_sagas(
     """Runs that ended since then, and open ones of which something was heard since then."""
     from warehouse import reports  # noqa: PLC0415
 
-    query, parameters = reports.ask_runs(_outcomes(status), order.value, limit, saga, _entries(attribute))
+    query, parameters = reports.ask_runs(outcomes(status), order.value, limit, saga, entries_of(attribute))
     with open_history(_settings(), since, until) as tables:
         answer = tables.sql(query, parameters)
         print_rows(answer.columns, answer.fetchall(), output)
@@ -183,7 +181,7 @@ def count(
     """How many runs there are of each kind and status."""
     from warehouse import reports  # noqa: PLC0415
 
-    query, parameters = reports.count_runs(_outcomes(status), saga, _entries(attribute))
+    query, parameters = reports.count_runs(outcomes(status), saga, entries_of(attribute))
     with open_history(_settings(), since, until) as tables:
         answer = tables.sql(query, parameters)
         print_rows(answer.columns, answer.fetchall(), output)
@@ -200,21 +198,19 @@ def show(
     Exit code 1 where no event has that id.
     """
     from pipelines import timeline  # noqa: PLC0415
-    from warehouse import reports  # noqa: PLC0415
+    from warehouse import whole_runs  # noqa: PLC0415
 
     with open_history(_settings(), since, until) as tables:
-        runs = [run_id for run_id, *_ in tables.sql(reports.RUNS_OF_ID, {"id": identity}).fetchall()]
-        if not runs:
-            console.print(f"no event of a saga or a run {identity!r} in the history asked for", markup=False)
-            raise typer.Exit(1)
-        [run] = _rows(tables.sql("SELECT * FROM runs WHERE run_id = $run", {"run": runs[0]}))
-        steps = _rows(tables.sql('SELECT * FROM step_runs WHERE run_id = $run ORDER BY "sequence"', {"run": runs[0]}))
-    console.print(timeline.draw(run, steps))
-    if runs[1:]:
-        console.print(f"earlier runs of this saga: {', '.join(runs[1:])}", markup=False)
+        found = whole_runs.find(tables, identity)
+    if found is None:
+        console.print(f"no event of a saga or a run {identity!r} in the history asked for", markup=False)
+        raise typer.Exit(1)
+    console.print(timeline.draw(found.run, found.steps))
+    if found.earlier:
+        console.print(f"earlier runs of this saga: {', '.join(found.earlier)}", markup=False)
 
 
-def _entries(attributes: list[str] | None) -> dict[str, str]:
+def entries_of(attributes: list[str] | None) -> dict[str, str]:
     """Attributes as written on the command line.
 
     Raises:
@@ -230,7 +226,7 @@ def _entries(attributes: list[str] | None) -> dict[str, str]:
     return entries
 
 
-def _outcomes(statuses: list[Status] | None) -> list[str]:
+def outcomes(statuses: list[Status] | None) -> list[str]:
     """The statuses as the tables have them."""
     plain = [status.value for status in Status if status is not Status.FAILED]
     if not statuses:
@@ -238,10 +234,6 @@ def _outcomes(statuses: list[Status] | None) -> list[str]:
     failed = [value for value in plain if value not in (Status.OPEN, Status.COMPLETED)]
     asked = {value for status in statuses for value in (failed if status is Status.FAILED else [status.value])}
     return sorted(asked)
-
-
-def _rows(answer: DuckDBPyRelation) -> list[dict[str, object]]:
-    return [dict(zip(answer.columns, row, strict=True)) for row in answer.fetchall()]
 
 
 def _settings() -> Settings:

@@ -57,6 +57,14 @@ def ended_query(events: str, definitions: str, spans: Sequence[Gap]) -> str:
 
 def open_query(events: str, definitions: str) -> str:
     """SQL for one row a run of which no end is known; only events of such runs are judged."""
+    return f"""
+        WITH open_events AS MATERIALIZED ({open_events_query(events)})
+        SELECT * FROM ({query("open_events", definitions)})
+    """  # noqa: S608 - ours
+
+
+def open_events_query(events: str, columns: str = "*") -> str:
+    """SQL for the events of runs of which no end is known."""
     ends = ", ".join(f"'{end}'" for end in SAGA_ENDS)
     return f"""
         WITH unended AS MATERIALIZED (
@@ -64,11 +72,17 @@ def open_query(events: str, definitions: str) -> str:
             SELECT DISTINCT run_id FROM {events} ANTI JOIN (
                 SELECT hash(run_id) AS run_hash FROM {events} WHERE event_type IN ({ends})
             ) ON hash(run_id) = run_hash
-        ), open_events AS MATERIALIZED (
-            SELECT * FROM {events} SEMI JOIN unended USING (run_id)
         )
-        SELECT * FROM ({query("open_events", definitions)})
+        SELECT {columns} FROM {events} SEMI JOIN unended USING (run_id)
     """  # noqa: S608 - ours
+
+
+def running_query(runs: str, since: datetime | None = None, until: datetime | None = None) -> str:
+    """SQL for the rows of `open_runs`, given the name of a relation with rows of `query`, or such a query in parentheses.
+
+    Ages are those at `as_of()`, a macro that has to be there. A run belongs to [since, until) by its newest event.
+    """
+    return _text("open_runs", runs=runs, span=within("last_event_at", since, until))
 
 
 def step_query(events: str = "events") -> str:
@@ -110,9 +124,7 @@ def views(
     left = gaps(spans, since, until)
     computed = ended_query(events, definitions, left) if left else ""
     kept = f"SELECT * FROM {stored} WHERE {within('ended_at', since, until)}" if spans else ""  # noqa: S608 - ours
-    still_open = _text(
-        "open_runs", runs=f"({open_query(events, definitions)})", span=within("last_event_at", since, until)
-    )
+    still_open = running_query(f"({open_query(events, definitions)})", since, until)
     steps = f"SELECT * FROM ({step_query(events)}) WHERE {within('coalesce(ended_at, started_at)', since, until)}"  # noqa: S608 - ours
     return {
         "as_of": f"CREATE OR REPLACE MACRO as_of() AS {now}",

@@ -100,6 +100,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """YAML file of the targets that `sagascope report sla_compliance` judges by."""
     alert_url: str = ""
     """Where Dagster posts that a run failed, as JSON with `text`; empty: nowhere."""
+    dashboard_token: str = ""
+    """What `sagascope dashboard` demands of its viewers; without it only viewers on this machine are let in."""
     import_url: str = ""
     """Where Dagster imports sagaz's outbox from: postgresql://user:password@host/database, or the path of a SQLite file."""
     import_files: str = ""

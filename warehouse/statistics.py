@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 SQL = Path(__file__).parent / "sql" / "statistics"
 MINUTE_SECONDS = 60
 
+_RATIO = "1.01e0 / 0.99e0"
+BUCKET_MS = f"CASE bucket WHEN 0 THEN 0 ELSE 2 * pow({_RATIO}, bucket) / ({_RATIO} + 1) END"
+"""SQL for what a `bucket` stands for: at most 1 % off any duration in it."""
+
 _SOURCES = """
 WITH given AS NOT MATERIALIZED (
     SELECT event_id, event_type, saga_name, step_name, "timestamp", duration_ms, total_duration_ms,
@@ -56,6 +60,21 @@ def query(settings: Settings, table: Table, events: str = "events") -> str:
         FileNotFoundError: the table holds no statistics.
     """
     text = (SQL / f"{table.name}.sql").read_text(encoding="utf-8")
-    return _SOURCES.format(events=events) + Template(text).substitute(
-        window=f"{window_seconds(settings, table)} seconds"
-    )
+    return over_events(text, window_seconds(settings, table), events)
+
+
+def over_events(text: str, window_seconds: int, events: str = "events") -> str:
+    """A SELECT of a file, over `single_events` and `ended_steps`, made a query over the DuckDB relation `events`.
+
+    Args:
+        text: May hold `${window}`, the width of a window, and `${bucket_of_duration_ms}` or `${bucket_of_total_duration_ms}`.
+        window_seconds: That width.
+        events: The relation's name.
+    """
+    buckets = {f"bucket_of_{name}": bucket_of(name) for name in ("duration_ms", "total_duration_ms")}
+    return _SOURCES.format(events=events) + Template(text).substitute(window=f"{window_seconds} seconds", **buckets)
+
+
+def bucket_of(duration: str) -> str:
+    """SQL for the bucket of a duration in ms, as `step_durations` has it; NULL of NULL."""
+    return f"CASE WHEN {duration} = 0 THEN 0 ELSE 1 + floor(ln({duration}) / ln({_RATIO}))::INTEGER END"

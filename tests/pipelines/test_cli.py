@@ -57,6 +57,7 @@ def test_help_names_every_command(sagascope: Runner) -> None:
         "doctor",
         "report",
         "sagas",
+        "dashboard",
     ):
         assert command in done.stdout
         assert sagascope(command, "-h").returncode == 0

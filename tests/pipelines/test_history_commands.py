@@ -17,7 +17,7 @@ import pytest
 from pyarrow import parquet
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
-from pipelines.history_commands import Status, _outcomes
+from pipelines.history_commands import Status, outcomes
 from tests.warehouse.test_saga_runs import START_MS, told
 from warehouse.catalog import open_catalog
 from warehouse.saga_runs import OUTCOMES
@@ -215,7 +215,7 @@ def test_an_open_run_is_drawn(sagascope: Callable[..., Any]) -> None:
     assert bar.split()[-1] == "started"
 
 
-def test_statuses_are_the_outcomes() -> None:
+def test_statuses_are_theoutcomes() -> None:
     """Each outcome can be asked for, and `failed` means each of them but completed."""
-    assert set(_outcomes(None)) == {*OUTCOMES, "open"}
-    assert set(_outcomes([Status.FAILED])) == set(OUTCOMES) - {"completed"}
+    assert set(outcomes(None)) == {*OUTCOMES, "open"}
+    assert set(outcomes([Status.FAILED])) == set(OUTCOMES) - {"completed"}

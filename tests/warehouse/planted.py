@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.io.pyarrow import _dataframe_to_data_files, schema_to_pyarrow
 
 from warehouse import history, stored_runs
 from warehouse.catalog import open_catalog
@@ -100,6 +101,23 @@ def paths(lake: Settings, table: Table) -> list[Path]:
     """The table's files, in order of their names."""
     tasks = open_catalog(lake).load_table(table.identifier).scan().plan_files()
     return sorted(Path(task.file.file_path.removeprefix("file://")) for task in tasks)
+
+
+def compact(lake: Settings, table: Table) -> None:
+    """Put all rows of the table into one file, as a `replace` snapshot: what `jobs.upkeep compact` commits by Java."""
+    stored = open_catalog(lake).load_table(table.identifier)
+    scan = stored.scan()
+    with stored.transaction() as change, change.update_snapshot().overwrite() as replacing:
+        for task in scan.plan_files():
+            replacing.delete_data_file(task.file)
+        for file in _dataframe_to_data_files(change.table_metadata, scan.to_arrow(), stored.io):
+            replacing.append_data_file(file)
+    # PyIceberg writes all else of such a snapshot, but has no name for it.
+    written = Path(open_catalog(lake).load_table(table.identifier).metadata_location.removeprefix("file://"))
+    metadata = json.loads(written.read_text(encoding="utf-8"))
+    [newest] = [one for one in metadata["snapshots"] if one["snapshot-id"] == metadata["current-snapshot-id"]]
+    newest["summary"]["operation"] = "replace"
+    written.write_text(json.dumps(metadata), encoding="utf-8")
 
 
 def tamper(lake: Settings, table: Table, change: Callable[[Rows], object], file: int = 0) -> None:
