@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS {table} (
 );
 CREATE INDEX IF NOT EXISTS {index}_unsent ON {table} (position) WHERE {_UNSENT};
 CREATE INDEX IF NOT EXISTS {index}_unsent_of_saga ON {table} (left(saga_id, 200), position) WHERE {_UNSENT};
-CREATE INDEX IF NOT EXISTS {index}_dead ON {table} (position) WHERE status = 'dead';
+CREATE INDEX IF NOT EXISTS {index}_dead ON {table} (left(saga_id, 200), position) WHERE status = 'dead';
 CREATE INDEX IF NOT EXISTS {index}_sent ON {table} (sent_at) WHERE status = 'sent';
 """
 
@@ -95,7 +95,7 @@ class PostgresOutbox(OutboxStorage):
         self._wake = f"pg_notify('{channel(table)}', '')"
         if notify:  # part of the row's own statement and transaction: no round trip, and a rollback takes it back
             self._insert += f" RETURNING {self._wake}"
-        self._claims = {past_dead: _claim(table, past_dead=past_dead) for past_dead in (True, False)}
+        self._claims = {past_dead: _claims(table, past_dead=past_dead) for past_dead in (True, False)}
 
     async def open(self) -> None:
         """Connect, and make the table where it is absent."""
@@ -137,10 +137,13 @@ class PostgresOutbox(OutboxStorage):
         self, worker: str, *, limit: int = 500, lease_seconds: float = 60.0, past_dead: bool = True
     ) -> list[ClaimedEvent]:
         """Take up to `limit` events to send, the eldest first, for so long; several workers may do so at once."""
-        async with self._pool.transaction() as connection:
-            await connection.execute("SET LOCAL jit = off")  # compiling takes ten times as long as the claim
-            rows = await connection.fetch(self._claims[past_dead], worker, limit, timedelta(seconds=lease_seconds))
-        return await self._readable(worker, [(row[0], str(row[1]), row[2], row[3], row[4]) for row in rows])
+        lease, rows = timedelta(seconds=lease_seconds), []
+        for statement in self._claims[past_dead]:
+            async with self._pool.transaction() as connection:
+                await connection.execute("SET LOCAL jit = off")  # compiling takes ten times as long as the claim
+                if rows := await connection.fetch(statement, worker, limit, lease):
+                    break
+        return await self._readable(worker, rows)
 
     async def mark_sent(self, worker: str, event_ids: Collection[str]) -> int:
         """These are sent."""
@@ -222,39 +225,58 @@ def _count(done: str) -> int:
     return int(done.rpartition(" ")[2])
 
 
-def _claim(table: str, *, past_dead: bool) -> str:
-    """Claim by sagas: whoever locks the first unsent event of a saga may take those after it, and nobody else can.
+def _claims(table: str, *, past_dead: bool) -> tuple[str, str]:
+    """Two ways to claim by sagas, the second for when the first finds nothing.
 
-    An event that is locked, or whose saga has an earlier one claimed, is skipped, not waited for. A row that changed
-    since the statement began is looked at again before it is locked, so a saga just claimed by another is skipped too.
+    Whoever locks the first unsent event of a saga may take those after it, and nobody else can. An event that is locked,
+    or whose saga has an earlier one claimed, is skipped, not waited for. A row that changed since the statement began is
+    looked at again before it is locked, so a saga just claimed by another is skipped too.
+
+    The first way looks at the next few events alone, and asks only for the first of each saga there whether an earlier
+    one is unsent: half the work of a claim. The second asks that of each event, however many of sagas that others are
+    at work on come before.
     """
-    # Once a query, not an event: there are few. With none the planner does not even look for a saga's.
-    dead = f"""dead AS MATERIALIZED (
-            SELECT saga_id, min(position) AS position FROM {table} WHERE status = 'dead' GROUP BY saga_id
-        ), """  # noqa: S608 - checked
-    unblocked = """
-            AND NOT EXISTS (
-                SELECT FROM dead WHERE dead.saga_id = event.saga_id AND dead.position < event.position)"""
+    due = f"{_UNSENT} AND (status = 'pending' OR claimed_at <= clock_timestamp() - $3::interval)"
+    unblocked = f"""
+            NOT EXISTS (
+                SELECT FROM {table} AS dead
+                WHERE left(dead.saga_id, 200) = left(event.saga_id, 200) AND dead.saga_id = event.saga_id
+                AND dead.position < event.position AND dead.status = 'dead')"""
     if past_dead:
-        dead = unblocked = ""
-    return f"""
-        WITH {dead}first AS MATERIALIZED (
-            SELECT saga_id FROM {table} AS event
-            WHERE {_UNSENT} AND (status = 'pending' OR claimed_at <= clock_timestamp() - $3::interval)
-            AND NOT EXISTS (
+        unblocked = "true"
+    first_of_its_saga = f"""
+            NOT EXISTS (
                 SELECT FROM {table} AS earlier
                 WHERE left(earlier.saga_id, 200) = left(event.saga_id, 200) AND earlier.saga_id = event.saga_id
-                AND earlier.position < event.position AND earlier.{_UNSENT}){unblocked}
+                AND earlier.position < event.position AND earlier.{_UNSENT})"""
+    update = f"""
+        UPDATE {table} AS event
+        SET status = 'claimed', claimed_by = $1, claimed_at = clock_timestamp(), attempts = attempts + 1
+        FROM batch WHERE event.event_id = batch.event_id AND event.{_UNSENT}
+        RETURNING event.position, event.event_id::text, event.payload, event.headers, event.attempts"""  # noqa: S608 - checked
+    quick = f"""
+        WITH next AS MATERIALIZED (
+            SELECT position, event_id, saga_id FROM {table} AS event
+            WHERE {due} AND {unblocked} ORDER BY position LIMIT 2 * $2
+        ), first AS MATERIALIZED (
+            SELECT event.saga_id FROM {table} AS event
+            JOIN (SELECT DISTINCT ON (saga_id) event_id FROM next ORDER BY saga_id, position) AS of_saga USING (event_id)
+            WHERE {due} AND {first_of_its_saga}
+            ORDER BY event.position LIMIT $2 FOR UPDATE OF event SKIP LOCKED
+        ), batch AS (
+            SELECT event_id FROM next JOIN first USING (saga_id) ORDER BY position LIMIT $2
+        ){update}"""  # noqa: S608 - checked
+    thorough = f"""
+        WITH first AS MATERIALIZED (
+            SELECT saga_id FROM {table} AS event
+            WHERE {due} AND {unblocked} AND {first_of_its_saga}
             ORDER BY position LIMIT $2 FOR UPDATE OF event SKIP LOCKED
         ), batch AS (
             SELECT of_saga.position, of_saga.event_id FROM first CROSS JOIN LATERAL (
                 SELECT position, event_id FROM {table} AS event
                 WHERE left(event.saga_id, 200) = left(first.saga_id, 200) AND event.saga_id = first.saga_id
-                AND event.{_UNSENT}{unblocked} ORDER BY position LIMIT $2
+                AND event.{_UNSENT} AND {unblocked} ORDER BY position LIMIT $2
             ) AS of_saga
             ORDER BY of_saga.position LIMIT $2
-        )
-        UPDATE {table} AS event
-        SET status = 'claimed', claimed_by = $1, claimed_at = clock_timestamp(), attempts = attempts + 1
-        FROM batch WHERE event.event_id = batch.event_id AND event.{_UNSENT}
-        RETURNING event.position, event.event_id, event.payload, event.headers, event.attempts"""  # noqa: S608 - checked
+        ){update}"""  # noqa: S608 - checked
+    return quick, thorough

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from sagascope.cloudevents import headers
 from sagascope.errors import PartialError, PermanentError
 from sagascope.events import encode
@@ -265,7 +267,7 @@ def _row(event: SagaEvent) -> OutboxRow:
 
 def claimed_event(position: int, event_id: str, payload: bytes, headers_json: str, attempts: int) -> ClaimedEvent:
     """A row as a relay sends it."""
-    values: dict[str, str] = json.loads(headers_json)
+    values = msgspec.json.decode(headers_json, type=dict[str, str])
     return ClaimedEvent(
         position=position,
         event_id=event_id,
