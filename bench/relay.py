@@ -120,7 +120,9 @@ async def read(dsn: str) -> float:
     connection = await asyncpg.connect(dsn)
     began, count = time.perf_counter(), 0
     async with connection.transaction():
-        cursor = await connection.cursor("SELECT position, event_id, payload, headers FROM sagascope_outbox ORDER BY position")
+        cursor = await connection.cursor(
+            "SELECT position, event_id, payload, headers FROM sagascope_outbox ORDER BY position"
+        )
         while rows := await cursor.fetch(2_000):
             count += len(rows)
     await connection.close()
@@ -142,7 +144,9 @@ async def settle(dsn: str) -> float:
     took = time.perf_counter() - began
     await outbox.close()
     connection = await asyncpg.connect(dsn)
-    await connection.execute("UPDATE sagascope_outbox SET status = 'pending', claimed_by = NULL, claimed_at = NULL, sent_at = NULL")
+    await connection.execute(
+        "UPDATE sagascope_outbox SET status = 'pending', claimed_by = NULL, claimed_at = NULL, sent_at = NULL"
+    )
     await connection.execute("VACUUM ANALYZE sagascope_outbox")
     await connection.close()
     return count / took
@@ -151,7 +155,9 @@ async def settle(dsn: str) -> float:
 async def produce(dsn: str, settings: Settings) -> float:
     """Events a second of the target alone."""
     connection = await asyncpg.connect(dsn)
-    rows = await connection.fetch("SELECT position, event_id, payload, headers, attempts FROM sagascope_outbox ORDER BY position")
+    rows = await connection.fetch(
+        "SELECT position, event_id, payload, headers, attempts FROM sagascope_outbox ORDER BY position"
+    )
     await connection.close()
     events = [claimed_event(row[0], str(row[1]), row[2], row[3], row[4]) for row in rows]
     batches = iter([events[start : start + 2_000] for start in range(0, len(events), 2_000)])
@@ -193,7 +199,9 @@ def relaying(dsn: str, settings: Settings, topic: str) -> Iterator[psutil.Proces
 
 def consumer_of(settings: Settings, topic: str) -> Any:
     """Of all partitions, from the beginning."""
-    consumer = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers, enable_auto_commit=False, fetch_max_wait_ms=5)
+    consumer = KafkaConsumer(
+        bootstrap_servers=settings.bootstrap_servers, enable_auto_commit=False, fetch_max_wait_ms=5
+    )
     consumer.assign([TopicPartition(topic, number) for number in range(settings.partitions)])
     consumer.seek_to_beginning()
     return consumer
@@ -253,7 +261,7 @@ def turn(server: postgresql.PostgresServer, settings: Settings, count: int) -> T
             time.sleep(0.01)
         first, began, cpu = arrived(consumer), time.perf_counter(), cpu_of(relay)
         while (there := arrived(consumer)) < count:
-            time.sleep(0.02)
+            time.sleep(0.1)
         took, cpu = time.perf_counter() - began, cpu_of(relay) - cpu
         database_cpu = cpu_of(database()) - database_before
         all_after = psutil.cpu_times()

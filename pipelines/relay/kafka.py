@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaProducer
@@ -103,37 +102,45 @@ class KafkaTarget(Target):
             outcome.failure = str(error)
             return
         producer = self._producer
-        answers = _Answers(len(events))
+        answers = _Answers(producer, events)
         try:
             async with asyncio.timeout(PUBLISH_SECONDS):
-                await asyncio.to_thread(self._hand_over, producer, events, answers)
+                await asyncio.to_thread(self._hand_over, events, answers)
                 await answers.all
         except TimeoutError:
             outcome.failure = f"{self} did not acknowledge within {PUBLISH_SECONDS:.0f} s"
         finally:
             if answers.failed or not answers.all.done() or answers.all.cancelled():
                 self._forget(producer)
-        for event, answer in zip(events, list(answers.of), strict=True):
+        if not answers.failed and outcome.failure is None:
+            outcome.sent += events
+            return
+        for place, event in enumerate(events):
+            answer = answers.error_of(place)
             if answer is None:
                 outcome.sent.append(event)
             elif isinstance(answer, _FINAL):
                 outcome.rejected.append((event, _said(answer)))
             else:
                 outcome.left.append(event)
-                if answer is not _UNKNOWN:
-                    outcome.failure = outcome.failure or _said(answer)
+        if outcome.failure is None and (first := answers.first_error) and not isinstance(first, _FINAL):
+            outcome.failure = _said(first)
 
-    def _hand_over(self, producer: Any, events: Sequence[ClaimedEvent], answers: _Answers) -> None:
+    def _hand_over(self, events: Sequence[ClaimedEvent], answers: _Answers) -> None:
         """In a thread: it may wait for the topic's metadata."""
+        send, topic = answers.producer.send, self.topic
         for place, event in enumerate(events):
             if answers.failed:
                 return
             try:
-                future = producer.send(self.topic, key=event.key, value=event.payload, headers=event.headers)
+                future = send(topic, key=event.key, value=event.payload, headers=event.headers)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-                answers.fail(place, producer, error)
-            else:
-                future.add_callback(answers.taken, place).add_errback(partial(answers.fail, place, producer))
+                answers.of[place] = error
+                answers.fail(error)
+                return
+            answers.of[place] = future.add_errback(answers.fail)
+            if place in answers.last_of_sagas:
+                future.add_callback(answers.taken)
 
     async def _send_in_turn(self, saga: Sequence[ClaimedEvent], outcome: Outcome, *, pass_on: bool) -> None:
         """Each when the one before it is acknowledged: one that is refused holds back what follows."""
@@ -223,35 +230,51 @@ _UNKNOWN = TimeoutError("not known")
 
 
 class _Answers:
-    """What the producer says of each event of a batch, from its own thread and from the one that hands over."""
+    """What the producer says of each event of a batch, from its own thread and from the one that hands over.
 
-    def __init__(self, count: int) -> None:
+    An event is acknowledged after those before it in its partition, or the producer has failed: so the last of each
+    saga is waited for, and the others are asked only after a failure.
+    """
+
+    def __init__(self, producer: Any, events: Sequence[ClaimedEvent]) -> None:
+        self.producer = producer
+        self.last_of_sagas = set({event.key: place for place, event in enumerate(events)}.values())
+        self.of: list[Any] = [_UNKNOWN] * len(events)
+        """The future of each, or why there is none."""
+        self.failed = False
+        self.first_error: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._missing = count
+        self._missing = len(self.last_of_sagas)
         self.all: asyncio.Future[None] = self._loop.create_future()
         """Done when each has an answer, or the producer has failed: then nothing more is to be expected."""
-        self.of: list[BaseException | None] = [_UNKNOWN] * count
-        self.failed = False
 
-    def taken(self, place: int, _metadata: object) -> None:
-        """The broker has it."""
+    def taken(self, _metadata: object) -> None:
+        """The broker has the last of a saga."""
         with self._lock:
-            self.of[place] = None
             self._missing -= 1
             is_last = self._missing == 0
         if is_last:
             self._tell()
 
-    def fail(self, place: int, producer: Any, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """The first failure ends the producer, here in its own thread, before it sends what comes after."""
-        producer._sender.force_close()  # noqa: SLF001 - close() would first send all that waits
+        self.producer._sender.force_close()  # noqa: SLF001 - close() would first send all that waits
         with self._lock:
             is_first, self.failed = not self.failed, True
-            if is_first or isinstance(error, _FINAL):
-                self.of[place] = error
         if is_first:
+            self.first_error = error
             self._tell()
+
+    def error_of(self, place: int) -> BaseException | None:
+        """None: the broker has it."""
+        answer = self.of[place]
+        if isinstance(answer, BaseException):
+            return answer
+        if not answer.is_done:
+            return _UNKNOWN
+        error: BaseException | None = answer.exception
+        return error
 
     def _tell(self) -> None:
         with suppress(RuntimeError):  # the loop is over

@@ -190,7 +190,7 @@ class SQLiteSource(OutboxSource):
     async def open(self) -> None:
         await self.look()
         if self._lock is None:
-            self._lock = _locked(self._lock_path)
+            self._lock = locked(self._lock_path, str(self))
 
     async def look(self) -> None:
         await check_table(self._path, "sagascope_outbox", "a service makes it as it opens its SQLiteOutbox")
@@ -235,7 +235,7 @@ async def check_table(path: Path, table: str, maker: str) -> None:
         raise RelayError(msg)
 
 
-def _locked(path: Path) -> IO[str]:
+def locked(path: Path, what: str) -> IO[str]:
     """The file, locked until it is closed or this process ends.
 
     Raises:
@@ -248,7 +248,7 @@ def _locked(path: Path) -> IO[str]:
         file.seek(0)
         holder = file.read(100).strip() or "unknown"
         file.close()
-        msg = f"another relay (pid {holder}) works on this SQLite outbox, which has one at a time: it goes on when that one ends"
+        msg = f"another relay (pid {holder}) works on {what}, which has one at a time: this one takes over when that one ends"
         raise TransientError(msg) from None
     with suppress(OSError):  # a full disk: only the message would be poorer
         file.truncate(0)

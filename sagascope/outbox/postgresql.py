@@ -178,7 +178,7 @@ class PostgresOutbox(OutboxStorage):
             WHERE status = 'dead' AND ($1::text IS NULL OR saga_id = $1) ORDER BY position LIMIT $2"""  # noqa: S608 - checked
         async with self._pool.connection() as connection:
             rows = await connection.fetch(statement, saga_id, limit)
-        return [ParkedEvent(*row[:4], created_at=row[4].astimezone(UTC).isoformat(), reason=row[5]) for row in rows]
+        return [ParkedEvent._make((*row[:4], row[4].astimezone(UTC).isoformat(), row[5])) for row in rows]
 
     async def retry_parked(self, event_ids: Collection[str]) -> int:
         """These dead ones are pending again, in their old place."""
