@@ -1,13 +1,16 @@
 """How fast the relay is, PostgreSQL to Kafka: `pipelines.relay`.
 
 Starts a PostgreSQL with synchronous commits to the disk and a Kafka broker of its own, and the command `sagascope relay` as a
-user does. Two figures, each the median of so many turns:
+user does. Figures, each the median of so many turns:
 
 - events/s: a backlog of committed events, from the first in the topic to the last. Baselines of the same rows in the same
   turn: *read*, a plain SELECT that throws them away; *settled*, claimed and marked sent but not published; *producer*, the
   relay's own target without a database.
-- commit → topic: events of sagas that are committed one transaction a step, 2,000 a second; from when the commit has
+- commit → topic: events of 64 sagas at once, committed one transaction a step, 2,000 a second; from when the commit has
   returned to when a consumer has the record, p50 and p99.
+
+- what waking costs a service (`--only notify`): commits a second of one event each, sixteen connections at once, with NOTIFY
+  as part of each against without, in turns.
 
 Every event is counted: the topic holds each at least once, and each saga's in order. Below 15,000 events/s or beyond 100 ms:
 exit code 1.
@@ -55,8 +58,7 @@ KINDS = (
     *(kind for _ in range(STEPS) for kind in (EventType.STEP_STARTED, EventType.STEP_COMPLETED)),
     EventType.SAGA_COMPLETED,
 )
-CONNECTIONS = 8
-ID = "'event_id'"
+CONNECTIONS, SERVICES = 8, 64
 
 
 class Turn(NamedTuple):
@@ -282,17 +284,17 @@ async def write(dsn: str, rate: int, seconds: float) -> None:
 
     async def service(number: int) -> None:
         done = 0
-        while (due := done * CONNECTIONS / rate) < seconds:
+        while (due := done * SERVICES / rate) < seconds:
             saga = events_of(number)
             for step in (saga[:2], *(saga[place : place + 2] for place in range(2, len(saga), 2))):
-                due = done * CONNECTIONS / rate
+                due = done * SERVICES / rate
                 await asyncio.sleep(max(0.0, due - (time.perf_counter() - began)))
                 await outbox.append(step)
                 now = time.time()
                 committed.update((event.event_id, now) for event in step)
                 done += len(step)
 
-    await asyncio.gather(*(service(number) for number in range(CONNECTIONS)))
+    await asyncio.gather(*(service(number) for number in range(SERVICES)))
     took = time.perf_counter() - began
     await outbox.close()
     print(json.dumps({"rate": len(committed) / took, "committed": committed}))
@@ -326,6 +328,39 @@ def latency(server: postgresql.PostgresServer, settings: Settings, rate: int, se
     return Latency(waits[49], waits[98], told["rate"], cpu)
 
 
+class Commits(NamedTuple):
+    """What one turn of the waking gave, commits a second."""
+
+    notifying: float
+    silent: float
+    ratio: float
+
+
+async def commits(server: postgresql.PostgresServer, seconds: float) -> Commits:
+    """One turn: as fast as sixteen services can, each an event a transaction."""
+    found = []
+    for notify in (True, False):
+        dsn = server.dsn(await asyncio.to_thread(server.create_database))
+        outbox = PostgresOutbox(dsn, pool_size=16, notify=notify)
+        await outbox.open()
+        listener = await asyncpg.connect(dsn)
+        await listener.add_listener("sagascope_outbox", lambda *_: None)
+        done, end = 0, time.perf_counter() + seconds
+
+        async def service(outbox: PostgresOutbox = outbox, end: float = end) -> None:
+            nonlocal done
+            while time.perf_counter() < end:
+                await outbox.append(events_of(0)[:1])
+                done += 1
+
+        await asyncio.gather(*(service() for _ in range(16)))
+        found.append(done / seconds)
+        await listener.close()
+        await outbox.close()
+    notifying, silent = found
+    return Commits(notifying, silent, notifying / silent)
+
+
 def median(turns: list[Any], name: str) -> str:
     """With its range."""
     values = sorted(getattr(one, name) for one in turns)
@@ -341,7 +376,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--rate", type=int, default=2_000)
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--only", choices=("throughput", "latency"))
+    parser.add_argument("--only", choices=("throughput", "latency", "notify"))
     parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--dsn", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -351,31 +386,41 @@ def main() -> None:
     postgresql.SETTINGS.update(fsync="on", full_page_writes="on", synchronous_commit="on", shared_buffers="256MB")
     server = postgresql.PostgresServer(state_folder("pg-bench"), free_port())
     server.initialise()
-    turns: list[Turn] = []
-    waits: list[Latency] = []
     with tempfile.TemporaryDirectory(prefix="relay-") as folder, server.running():
         home = Settings(home=str(Path(folder) / "home"))
         settings = msgspec.structs.replace(home, bootstrap_servers=stack.up(home).bootstrap_servers)
         try:
-            for _ in range(given.repeat):
-                if given.only != "latency":
-                    turns.append(turn(server, settings, given.events))
-                    print(turns[-1], flush=True)
-                if given.only != "throughput":
-                    waits.append(latency(server, settings, given.rate, given.seconds))
-                    print(waits[-1], flush=True)
+            all_turns = [one for _ in range(given.repeat) for one in measure(given, server, settings)]
         finally:
             stack.down(home)
     failed = False
-    for rows in (turns, waits):
-        for name in rows[0]._fields if rows else ():
+    for kind in (Turn, Latency, Commits):
+        rows = [one for one in all_turns if isinstance(one, kind)]
+        for name in kind._fields if rows else ():
             print(f"{name}: {median(rows, name)}")
-    if turns:
-        failed |= statistics.median(one.relay for one in turns) < LEAST_EVENTS_A_SECOND
-    if waits:
-        failed |= statistics.median(one.p99 for one in waits) > MOST_SECONDS
+        if kind is Turn and rows:
+            failed |= statistics.median(one.relay for one in rows if isinstance(one, Turn)) < LEAST_EVENTS_A_SECOND
+        if kind is Latency and rows:
+            failed |= statistics.median(one.p99 for one in rows if isinstance(one, Latency)) > MOST_SECONDS
     if failed:
         sys.exit(1)
+
+
+def measure(given: argparse.Namespace, server: postgresql.PostgresServer, settings: Settings) -> Iterator[NamedTuple]:
+    """One turn of each figure that is asked for."""
+    if given.only == "notify":
+        found: NamedTuple = asyncio.run(commits(server, given.seconds))
+        print(found, flush=True)
+        yield found
+        return
+    if given.only != "latency":
+        found = turn(server, settings, given.events)
+        print(found, flush=True)
+        yield found
+    if given.only != "throughput":
+        found = latency(server, settings, given.rate, given.seconds)
+        print(found, flush=True)
+        yield found
 
 
 if __name__ == "__main__":
