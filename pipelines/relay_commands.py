@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -72,6 +72,13 @@ Output = Annotated[Format, typer.Option("--format", help="How rows are printed."
 _AT_A_TIME = 1_000
 
 
+class _Before(NamedTuple):
+    """What was given before the name of the command."""
+
+    settings: Settings
+    from_sagaz: bool
+
+
 @relay.callback()
 def run(
     context: typer.Context,
@@ -97,9 +104,9 @@ def run(
         "relay_metrics_port": metrics_port,
         "relay_parked": on_parked,
     }
-    context.obj = settings = _settings(given)
+    context.obj = _Before(_settings(given, None), from_sagaz)
     if context.invoked_subcommand is None:
-        _relay(settings, of_sagaz=from_sagaz)
+        _relay(context.obj.settings, of_sagaz=from_sagaz)
 
 
 @relay.command()
@@ -123,7 +130,11 @@ def status(
         )
         return now.parked
 
-    if _with_source(_settings({"relay_from": source, "relay_table": table}, context.obj), from_sagaz, ask):
+    if _with_source(
+        _settings({"relay_from": source, "relay_table": table}, context.obj.settings),
+        from_sagaz or context.obj.from_sagaz,
+        ask,
+    ):
         raise typer.Exit(1)
 
 
@@ -145,7 +156,11 @@ def list_parked(
         print_rows(names, [tuple(row) for row in rows], output)
         return len(rows)
 
-    _with_source(_settings({"relay_from": source, "relay_table": table}, context.obj), from_sagaz, ask)
+    _with_source(
+        _settings({"relay_from": source, "relay_table": table}, context.obj.settings),
+        from_sagaz or context.obj.from_sagaz,
+        ask,
+    )
 
 
 @parked.command()
@@ -161,8 +176,10 @@ def retry(
 ) -> None:
     """Send them again, in their old place: once the topic takes larger messages, say."""
     chosen = _Chosen(event_ids or [], saga, every)
-    settings = _settings({"relay_from": source, "relay_table": table}, context.obj)
-    done = _with_source(settings, from_sagaz, lambda opened: chosen.change(opened, opened.retry_parked))
+    settings = _settings({"relay_from": source, "relay_table": table}, context.obj.settings)
+    done = _with_source(
+        settings, from_sagaz or context.obj.from_sagaz, lambda opened: chosen.change(opened, opened.retry_parked)
+    )
     chosen.tell(done, "will be tried again")
 
 
@@ -179,8 +196,10 @@ def discard(
 ) -> None:
     """Delete them, unsent, and let what they block pass. This can't be undone."""
     chosen = _Chosen(event_ids or [], saga, every)
-    settings = _settings({"relay_from": source, "relay_table": table}, context.obj)
-    done = _with_source(settings, from_sagaz, lambda opened: chosen.change(opened, opened.discard_parked))
+    settings = _settings({"relay_from": source, "relay_table": table}, context.obj.settings)
+    done = _with_source(
+        settings, from_sagaz or context.obj.from_sagaz, lambda opened: chosen.change(opened, opened.discard_parked)
+    )
     chosen.tell(done, "are discarded")
 
 
@@ -220,7 +239,7 @@ class _Chosen:
             raise typer.Exit(1)
 
 
-def _settings(given: Mapping[str, object], before: Settings | None = None) -> Settings:
+def _settings(given: Mapping[str, object], before: Settings | None) -> Settings:
     """Those of the environment, or of the command before, with what was given on the command line."""
     said = {name: value for name, value in given.items() if value is not None}
     if "relay_parked" in said and said["relay_parked"] not in {"block", "pass"}:

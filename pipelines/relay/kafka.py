@@ -16,6 +16,7 @@ from kafka.errors import (
     RecordListTooLargeError,
     SaslAuthenticationFailedError,
     TopicAuthorizationFailedError,
+    UnsupportedSaslMechanismError,
 )
 
 from pipelines.relay.ends import PUBLISH_SECONDS, Outcome, RelayError, Target, by_saga
@@ -33,9 +34,11 @@ LARGE_BYTES = 4_096
 _LARGEST_REQUEST_BYTES = 90_000_000
 """More makes a broker close the connection (socket.request.max.bytes, 100 MiB), without a word that it is too large."""
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+_REFUSALS = (SaslAuthenticationFailedError, UnsupportedSaslMechanismError)
 _FINAL = (*_TOO_LARGE, TypeError, ValueError)
 """What the same event will always meet; the last two before it leaves this process."""
-_CONNECT_SECONDS = 8.0
+_CONNECT_SECONDS = 4.0
+"""For a broker to answer, and again for it to know the topic."""
 
 
 class KafkaTarget(Target):
@@ -181,22 +184,25 @@ class KafkaTarget(Target):
             "batch_size": 131_072,
             "max_in_flight_requests_per_connection": 1,
             "max_request_size": _LARGEST_REQUEST_BYTES,
-            "max_block_ms": int(_CONNECT_SECONDS * 1000),
+            "max_block_ms": 8_000,
             "delivery_timeout_ms": 60_000,  # beyond ours: none is given up while others go on
             "request_timeout_ms": 8_000,
             "bootstrap_timeout_ms": int(_CONNECT_SECONDS * 1000),
             "reconnect_backoff_max_ms": 1_000,
         }
+        overheard = _Overheard()
         try:
-            producer = KafkaProducer(**options | self._options | own)
-        except SaslAuthenticationFailedError as error:
-            msg = f"Kafka at {self._servers} refuses the credentials ({error}): look at user and password of --to"
-            raise RelayError(msg) from None
+            with overheard:
+                producer = KafkaProducer(**options | self._options | own)
         except (AssertionError, ValueError, TypeError) as error:  # of the options
             msg = f"Kafka: {error}: look at the options in the query of --to"
             raise RelayError(msg) from None
         except (KafkaError, OSError) as error:
-            msg = f"no Kafka answers at {self._servers} ({_said(error)})"
+            cause = overheard.cause or error
+            if isinstance(cause, _REFUSALS):
+                msg = f"Kafka at {self._servers} lets nobody in ({_said(cause)}): look at user, password and the options sasl_… of --to"
+                raise RelayError(msg) from None
+            msg = f"no Kafka answers at {self._servers} ({_said(cause)})"
             raise TransientError(msg) from None
         try:
             self._look_for_topic(producer)
@@ -283,6 +289,33 @@ class _Answers:
     def _set_done(self) -> None:
         if not self.all.done():
             self.all.set_result(None)
+
+
+class _Overheard(logging.Handler):
+    """Why kafka-python could not connect, which it logs, and raises as a time-out whatever it was."""
+
+    _logger = logging.getLogger("kafka.net.manager")
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.cause: BaseException | None = None
+
+    def __enter__(self) -> None:
+        self._logger.setLevel(logging.WARNING)
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.propagate = True
+        self._logger.setLevel(logging.NOTSET)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the last error that is told."""
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        errors = [one for one in arguments if isinstance(one, BaseException)]
+        if errors and not isinstance(self.cause, _REFUSALS):
+            self.cause = errors[-1]
 
 
 def _throw_away(producer: Any) -> None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.relay.ends import Outcome, RelayError
-from sagascope.errors import TransientError
+from sagascope.errors import DeliveryError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -26,14 +26,16 @@ _LANES = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
 _PROBE = 20
 """So many events are tried while the target fails."""
-_LINGER_SECONDS = 0.005
+_LINGER_SECONDS = 0.01
 """After a batch that was not full: so that a trickle is taken in handfuls, not one by one."""
-_FINISH_SECONDS, _GIVE_BACK_SECONDS = 6.0, 2.0
+_FINISH_SECONDS, _GIVE_BACK_SECONDS = 4.0, 1.5
 """What a stop lets batches under way take, and then the giving back of what is left."""
 _LOOK_SECONDS, _TELL_SECONDS, _PURGE_SECONDS = 5.0, 60.0, 30.0
 _PURGE_ROWS = 1_000
 _PURGE_PAUSE = 0.05
-_SETTLE_SECONDS = 15.0
+_SETTLE_SECONDS, _TAKE_SECONDS = 15.0, 60.0
+_AGAIN_SECONDS = 600.0
+"""After so long a purge that failed is tried again."""
 
 
 class Pace(NamedTuple):
@@ -98,8 +100,9 @@ class Relay:
                 chores = {asyncio.create_task(chore()) for chore in (self._look, self._purge)}
                 await self._take()
                 await self._finish()
-                with suppress(TransientError):
-                    self._figures.backlog(await self._source.backlog())
+                with suppress(TransientError, TimeoutError):
+                    async with asyncio.timeout(_GIVE_BACK_SECONDS):
+                        self._figures.backlog(await self._source.backlog())
                 self._tell(self._figures.line())
         finally:
             for task in (*chores, *self._lanes):
@@ -126,7 +129,7 @@ class Relay:
             limit = min(_PROBE, size) if self._failures else size
             woken.clear()  # before it is looked: what comes meanwhile is not missed
             try:
-                batch = await self._source.take(limit)
+                batch = await self._taken(limit)
             except TransientError as error:
                 await self._pause(f"the source fails: {error}")
                 continue
@@ -143,6 +146,23 @@ class Relay:
                     await self._pause(None)
             elif len(batch) < limit:
                 await asyncio.sleep(_LINGER_SECONDS)
+
+    async def _taken(self, limit: int) -> list[ClaimedEvent]:
+        """What the source gives; a source that hangs is given up, after a moment when stopped."""
+        taking = asyncio.ensure_future(self._source.take(limit))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({taking, stopped}, timeout=_TAKE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not taking.done():
+                await asyncio.wait({taking}, timeout=_GIVE_BACK_SECONDS)
+        finally:
+            stopped.cancel()
+        if taking.done():
+            return taking.result()
+        taking.cancel()
+        await asyncio.wait({taking}, timeout=_GIVE_BACK_SECONDS)
+        msg = f"{self._source} did not answer within {_TAKE_SECONDS:.0f} s"
+        raise TransientError(msg)
 
     async def _has_room(self) -> bool:
         """Wait until another batch may be under way; False when stopped."""
@@ -189,8 +209,9 @@ class Relay:
         deadline, pause = time.monotonic() + _SETTLE_SECONDS, _FIRST_PAUSE
         while True:
             try:
-                await self._source.settle(outcome)
-            except TransientError as error:
+                async with asyncio.timeout(_SETTLE_SECONDS):
+                    await self._source.settle(outcome)
+            except (TransientError, TimeoutError) as error:
                 if time.monotonic() > deadline:
                     raise
                 self._warn(f"{len(outcome.sent)} events are sent and can't be marked so: {error}")
@@ -228,7 +249,7 @@ class Relay:
         """Ask what waits, now and then, and tell the numbers once a minute."""
         told = time.monotonic()
         while True:
-            with suppress(TransientError, RelayError):  # the relay itself says what is wrong
+            with suppress(DeliveryError, RelayError):  # the relay itself says what is wrong
                 self._figures.backlog(await self._source.backlog())
             if time.monotonic() - told >= _TELL_SECONDS:
                 told = time.monotonic()
@@ -238,13 +259,17 @@ class Relay:
     async def _purge(self) -> None:
         """Delete what was sent long ago, a little at a time."""
         while True:
-            with suppress(TransientError):
+            pause = _PURGE_SECONDS
+            try:
                 while deleted := await self._source.purge(
                     older_than_seconds=self._pace.retention_seconds, limit=_PURGE_ROWS
                 ):
                     self._figures.purged(deleted)
                     await asyncio.sleep(_PURGE_PAUSE)
-            await asyncio.sleep(_PURGE_SECONDS)
+            except (DeliveryError, RelayError) as error:  # no right to delete, say: events go on
+                logger.warning("sent rows can't be purged: %s; tried again in %.0f minutes", error, _AGAIN_SECONDS / 60)
+                pause = _AGAIN_SECONDS
+            await asyncio.sleep(pause)
 
 
 def _jittered(seconds: float) -> float:
