@@ -37,7 +37,8 @@ From = Annotated[
     typer.Option(
         "--from",
         metavar="URL",
-        help="The outbox: postgresql://user:password@host:port/database, or sqlite:///path. Default: SAGASCOPE_RELAY_FROM.",
+        help="The outbox: postgresql://user:password@host:port/database, or sqlite:///path; or RabbitMQ, amqp://…?exchange=…. "
+        "Default: SAGASCOPE_RELAY_FROM.",
     ),
 ]
 FromSagaz = Annotated[

@@ -106,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What files of events Dagster imports: paths and patterns, parted by colons, of Parquet and JSON lines."""
 
     relay_from: str = ""
-    """Where `sagascope relay` takes events: postgresql://user:password@host/database, or sqlite:///path."""
+    """Where `sagascope relay` takes events: postgresql://user:password@host/database, sqlite:///path, or amqp://user:password@host/vhost."""
     relay_to: str = ""
     """Where it publishes them: kafka://host:port/topic or amqp://user:password@host/vhost; empty: to the Kafka and topic above."""
     relay_table: str = "sagascope_outbox"

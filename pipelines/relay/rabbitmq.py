@@ -50,7 +50,7 @@ class RabbitMQTarget(Target):
             msg = f"{self._where} does not answer within {PUBLISH_SECONDS:.0f} s"
             raise TransientError(msg) from None
         except TransientError as error:
-            if _is_refusal(error.__cause__):
+            if is_refusal(error.__cause__):
                 msg = (
                     f"{self._where} refuses ({error}): look at user, password and vhost of --to, and the user's rights"
                 )
@@ -110,7 +110,7 @@ class RabbitMQTarget(Target):
         return left
 
 
-def _is_refusal(error: BaseException | None) -> bool:
+def is_refusal(error: BaseException | None) -> bool:
     """Whether the broker answered, and does not let us in."""
     from aiormq.exceptions import (  # noqa: PLC0415 - a driver is imported when it is used
         AuthenticationError,

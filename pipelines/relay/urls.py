@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from kafka import KafkaProducer
 
 from pipelines import stack
+from pipelines.relay.amqp import RabbitMQSource
 from pipelines.relay.ends import RelayError
 from pipelines.relay.kafka import KafkaTarget
 from pipelines.relay.outbox import PostgresSource, SQLiteSource
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from warehouse.settings import Settings
 
 _POSTGRESQL = ("postgresql", "postgres")
-_SOURCES = "postgresql://user:password@host:port/database or sqlite:///path"
+_SOURCES = "postgresql://user:password@host:port/database, sqlite:///path or amqp://user:password@host:port/vhost"
 _TARGETS = "kafka://host:port/topic or amqp://user:password@host:port/vhost"
-_OURS_OF_AMQP = ("exchange", "mandatory")
+_OURS_OF_AMQP = ("exchange", "mandatory", "queue")
 
 
 def source_of(settings: Settings, *, of_sagaz: bool = False) -> Source:
@@ -52,6 +53,8 @@ def source_of(settings: Settings, *, of_sagaz: bool = False) -> Source:
 
             return SQLiteFollower(path, settings.relay_folder, pass_on=pass_on)
         return SQLiteSource(path, lease_seconds=settings.relay_lease_seconds, pass_on=pass_on)
+    if scheme in {"amqp", "amqps"} and not of_sagaz:
+        return _queue(url, settings.topic)
     msg = f"--from {scheme + separator if separator else url!r}… is no source of the relay; allowed: {_SOURCES}"
     raise RelayError(msg)
 
@@ -118,12 +121,24 @@ def _option(name: str, value: str) -> Any:
 
 
 def _rabbitmq(url: str, default_exchange: str) -> RabbitMQTarget:
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    ours = {name: query.pop(name) for name in _OURS_OF_AMQP if name in query}
+    plain, ours = _parted(url)
     return RabbitMQTarget(
-        parts._replace(query=urlencode(query)).geturl(),
+        plain,
         f"RabbitMQ at {place_of(url)}",
         ours.get("exchange", default_exchange),
         mandatory=ours.get("mandatory", "true").lower() in {"1", "true", "yes"},
     )
+
+
+def _queue(url: str, default_exchange: str) -> RabbitMQSource:
+    plain, ours = _parted(url)
+    exchange, queue = ours.get("exchange", default_exchange), ours.get("queue", "sagascope-relay")
+    return RabbitMQSource(plain, f"RabbitMQ at {place_of(url)}", exchange, queue)
+
+
+def _parted(url: str) -> tuple[str, dict[str, str]]:
+    """The URL as aio-pika takes it, and what of its query is ours."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    ours = {name: query.pop(name) for name in _OURS_OF_AMQP if name in query}
+    return parts._replace(query=urlencode(query)).geturl(), ours
