@@ -38,10 +38,11 @@ import msgspec
 import psutil
 from kafka import KafkaConsumer, TopicPartition
 
+from bench.relay_load import events_of, fill
 from pipelines import stack
 from pipelines.ports import free_port
 from pipelines.relay.kafka import KafkaTarget
-from sagascope import EventType, PostgresOutbox, SagaEvent
+from sagascope import PostgresOutbox
 from sagascope.outbox.storage import claimed_event
 from tests.servers import postgresql
 from tests.servers.server import state_folder
@@ -51,14 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LEAST_EVENTS_A_SECOND, MOST_SECONDS = 15_000, 0.1
-STEPS = 4
-SAGAS_AT_ONCE = 50
-KINDS = (
-    EventType.SAGA_STARTED,
-    *(kind for _ in range(STEPS) for kind in (EventType.STEP_STARTED, EventType.STEP_COMPLETED)),
-    EventType.SAGA_COMPLETED,
-)
-CONNECTIONS, SERVICES = 8, 64
 
 
 class Turn(NamedTuple):
@@ -80,41 +73,6 @@ class Latency(NamedTuple):
     p99: float
     rate: float
     relay_cpu: float
-
-
-def events_of(number: int) -> list[SagaEvent]:
-    """A saga of four steps: ten events, 350 bytes each as JSON."""
-    run_id, saga_id = str(uuid.uuid4()), f"order-{number}-{uuid.uuid4().hex[:8]}"
-    events = []
-    for sequence, kind in enumerate(KINDS):
-        step = f"step-{(sequence - 1) // 2}" if kind.value.startswith("step") else None
-        events.append(
-            SagaEvent(
-                event_id=str(uuid.uuid4()),
-                event_type=kind,
-                saga_id=saga_id,
-                saga_name="order-processing",
-                run_id=run_id,
-                sequence=sequence,
-                step_name=step,
-                duration_ms=17 if kind is EventType.STEP_COMPLETED else None,
-                timestamp=time.time_ns() // 1_000_000,
-                service="bench",
-            )
-        )
-    return events
-
-
-async def fill(dsn: str, count: int) -> None:
-    """So many events, of fifty sagas at a time, side by side as services write them."""
-    outbox = PostgresOutbox(dsn)
-    for first in range(0, count // len(KINDS), SAGAS_AT_ONCE):
-        sagas = [events_of(first + number) for number in range(SAGAS_AT_ONCE)]
-        await outbox.append([event for step in zip(*sagas, strict=True) for event in step])
-    await outbox.close()
-    connection = await asyncpg.connect(dsn)
-    await connection.execute("VACUUM ANALYZE sagascope_outbox")
-    await connection.close()
 
 
 async def read(dsn: str) -> float:
@@ -275,31 +233,6 @@ def turn(server: postgresql.PostgresServer, settings: Settings, count: int) -> T
     return Turn(*baselines, moved / took, cpu / moved * 1e6, database_cpu / count * 1e6, others)
 
 
-async def write(dsn: str, rate: int, seconds: float) -> None:
-    """Commit events at a rate, one step of a saga a transaction; print when each was committed."""
-    outbox = PostgresOutbox(dsn, pool_size=CONNECTIONS)
-    await outbox.open()
-    committed: dict[str, float] = {}
-    began = time.perf_counter()
-
-    async def service(number: int) -> None:
-        done = 0
-        while (due := done * SERVICES / rate) < seconds:
-            saga = events_of(number)
-            for step in (saga[:2], *(saga[place : place + 2] for place in range(2, len(saga), 2))):
-                due = done * SERVICES / rate
-                await asyncio.sleep(max(0.0, due - (time.perf_counter() - began)))
-                await outbox.append(step)
-                now = time.time()
-                committed.update((event.event_id, now) for event in step)
-                done += len(step)
-
-    await asyncio.gather(*(service(number) for number in range(SERVICES)))
-    took = time.perf_counter() - began
-    await outbox.close()
-    print(json.dumps({"rate": len(committed) / took, "committed": committed}))
-
-
 def latency(server: postgresql.PostgresServer, settings: Settings, rate: int, seconds: float) -> Latency:
     """One turn of the latency."""
     dsn = server.dsn(server.create_database())
@@ -311,7 +244,7 @@ def latency(server: postgresql.PostgresServer, settings: Settings, rate: int, se
         while arrived(consumer) < 1_000:
             time.sleep(0.01)
         cpu = cpu_of(relay)
-        command = [sys.executable, __file__, "--write", str(rate), "--seconds", str(seconds), "--dsn", dsn]
+        command = [sys.executable, "-m", "bench.relay_load", dsn, str(rate), str(seconds)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             while batches := consumer.poll(timeout_ms=5_000):
                 now = time.time()
@@ -377,12 +310,7 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=2_000)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--only", choices=("throughput", "latency", "notify"))
-    parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--dsn", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.write:
-        asyncio.run(write(given.dsn, given.write, given.seconds))
-        return
     postgresql.SETTINGS.update(fsync="on", full_page_writes="on", synchronous_commit="on", shared_buffers="256MB")
     server = postgresql.PostgresServer(state_folder("pg-bench"), free_port())
     server.initialise()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 def test_the_worker_publishes_all_to_one_topic(postgresql: PostgresServer, rabbitmq_server: RabbitMQ) -> None:
     """Real sagas, sagaz's outbox, worker and broker: each row is one message, and each has the one routing key."""
-
     dsn = postgresql.dsn(postgresql.create_database())
 
     async def main() -> None:
