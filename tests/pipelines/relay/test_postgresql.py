@@ -101,6 +101,21 @@ def test_a_commit_wakes_the_relay(dsn: str, topic: Topic) -> None:
     assert sorted(waits)[-2] < 0.1, waits  # one pause of the machine is no fault of the relay
 
 
+def test_a_service_that_notifies_nobody_is_found_by_polling(dsn: str, topic: Topic) -> None:
+    """Where NOTIFY is turned off, the rows are sent within the time of a poll."""
+
+    async def main() -> None:
+        outbox = PostgresOutbox(dsn, notify=False)
+        await outbox.open()
+        async with relaying(source(dsn), topic.target(), Pace(poll_seconds=0.2)) as figures:
+            await asyncio.sleep(1)
+            await outbox.append(a_run("order-1"))
+            await until(lambda: sent(figures) == 4, 10)
+        await outbox.close()
+
+    asyncio.run(main())
+
+
 def test_a_rollback_wakes_nobody_and_a_late_commit_is_not_missed(dsn: str, topic: Topic) -> None:
     """Of two transactions the one that began first commits last, beneath what was sent already; it is sent, too."""
     early, late, undone = a_run("early"), a_run("late"), a_run("undone")
