@@ -92,13 +92,13 @@ def seed(settings: Settings, now: datetime, *, days: int = 7, sagas_a_day: int =
         events = _simulate(first, days, sagas_a_day, number)
         late = [event for event in events if _is_late(event, late_day)]
         in_time = [event for event in events if not _is_late(event, late_day)]
-        _append(catalog, SAGA_DEFINITIONS, _definitions(events))
-        _append(catalog, EVENTS, event_rows(in_time, SOURCE, range(len(in_time))))
+        append(catalog, SAGA_DEFINITIONS, definition_rows(events))
+        append(catalog, EVENTS, event_rows(in_time, SOURCE, range(len(in_time))))
         with history.open(settings, first, today, catalog=catalog) as tables:
             for table in STATISTICS:
                 rows = tables.sql(statistics.query(settings, table)).to_arrow_table()
-                _append(catalog, table, _spoilt(rows, wrong_day) if table is STEP_STATS else rows)
-        _append(catalog, EVENTS, event_rows(late, SOURCE, range(len(in_time), len(events))))
+                append(catalog, table, _spoilt(rows, wrong_day) if table is STEP_STATS else rows)
+        append(catalog, EVENTS, event_rows(late, SOURCE, range(len(in_time), len(events))))
     return Seeded(
         first=first.date(),
         days=days,
@@ -124,7 +124,7 @@ def _simulate(first: datetime, days: int, sagas_a_day: int, number: int) -> list
     """All events of sagas that start from `first` on, in order; what runs over the end of the last day is not begun."""
 
     async def live() -> list[SagaEvent]:
-        recorder = _Recorder(first)
+        recorder = Recorder(first)
         seconds = (days * DAY - timedelta(hours=1)).total_seconds()
         stop = asyncio.Event()
         rate = sagas_a_day / DAY.total_seconds()
@@ -134,7 +134,7 @@ def _simulate(first: datetime, days: int, sagas_a_day: int, number: int) -> list
     return simulated_time.run(live())
 
 
-class _Recorder(EventListener):
+class Recorder(EventListener):
     """Keeps each event, with the time that passed in the simulation in place of the time that passed here."""
 
     def __init__(self, first: datetime) -> None:
@@ -144,6 +144,7 @@ class _Recorder(EventListener):
         self._began: dict[tuple[str, EventType, str | None], int] = {}
 
     async def write(self, events: Sequence[SagaEvent]) -> None:
+        """See `EventListener`."""
         moment = self._first + round(asyncio.get_running_loop().time() * 1000)
         for event in events:
             run_id = self._runs.setdefault(event.run_id, new_id(moment))
@@ -161,7 +162,7 @@ def _is_late(event: SagaEvent, day: datetime) -> bool:
     return event.service == LATE_SERVICE and since <= event.timestamp < until
 
 
-def _definitions(events: Sequence[SagaEvent]) -> list[dict[str, Any]]:
+def definition_rows(events: Sequence[SagaEvent]) -> list[dict[str, Any]]:
     """A row for each definition that the events name, first seen when the first of them was."""
     rows: dict[str, dict[str, Any]] = {}
     for event in events:
@@ -181,7 +182,8 @@ def _spoilt(rows: pa.Table, day: datetime) -> pa.Table:
     return rows
 
 
-def _append(catalog: Catalog, table: Table, rows: list[dict[str, Any]] | pa.Table) -> None:
+def append(catalog: Catalog, table: Table, rows: list[dict[str, Any]] | pa.Table) -> None:
+    """Add rows to a table, in one commit."""
     stored = catalog.load_table(table.identifier)
     schema = schema_to_pyarrow(stored.schema(), include_field_ids=False)
     if isinstance(rows, list):

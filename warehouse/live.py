@@ -140,13 +140,21 @@ class LiveTables:
             )
 
     def running(
-        self, search: str = "", sort: str = "age", *, descending: bool = True, limit: int = 50, offset: int = 0
+        self,
+        search: str = "",
+        sort: str = "age",
+        *,
+        saga: str = "",
+        descending: bool = True,
+        limit: int = 50,
+        offset: int = 0,
     ) -> RunningPage:
         """Sagas that run now.
 
         Args:
             search: Only where the id of saga or run, the saga's name or the current step has it, in any case.
             sort: One of `warehouse.live_running.SORTS`.
+            saga: Only this kind; empty: all.
             descending: The largest first.
             limit: At most so many.
             offset: After so many.
@@ -155,7 +163,9 @@ class LiveTables:
             LookupError: no such sort; names those there are.
         """
         with self._lock:
-            return self._running.page(self._clock(), search, sort, descending=descending, limit=limit, offset=offset)
+            return self._running.page(
+                self._clock(), search, sort, saga=saga, descending=descending, limit=limit, offset=offset
+            )
 
     def definition(self, saga_name: str) -> tuple[str, str] | None:
         """The id and the steps (JSON) of the newest definition of that kind of saga; None where none is known."""

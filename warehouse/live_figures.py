@@ -111,7 +111,9 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     started: list[int]
     completed: list[int]
     failed: Annotated[list[int], Meta(description="Ended in failure, rolled back or not.")]
-    p95_ms: Annotated[list[float | None], Meta(description="Of all steps and compensations.")]
+    p50_ms: Annotated[list[float | None], Meta(description="Of all steps and compensations.")]
+    p95_ms: list[float | None]
+    p99_ms: list[float | None]
     open_since: Annotated[
         datetime | None,
         Meta(description="Windows from here on the job has not closed yet: they may still change. Null: all are open."),
@@ -124,7 +126,9 @@ class Point(NamedTuple):
     started: int = 0
     completed: int = 0
     failed: int = 0
+    p50_ms: float | None = None
     p95_ms: float | None = None
+    p99_ms: float | None = None
 
 
 def window_of(moment: datetime) -> datetime:
@@ -172,8 +176,8 @@ class Figures:
         if self._changed:
             rows = self._connection.execute(self._point, {"starts": list(self._changed)}).fetchall()
             self._points |= {
-                start: Point(started, completed, failed, _rounded(p95))
-                for start, started, completed, failed, p95 in rows
+                start: Point(started, completed, failed, *map(_rounded, percentiles))
+                for start, started, completed, failed, *percentiles in rows
             }
             self._changed.clear()
         return series_of(self._points, now, closed_until)
@@ -214,7 +218,9 @@ def series_of(points: Mapping[datetime, Point], now: datetime, closed_until: dat
         started=[point.started for point in row],
         completed=[point.completed for point in row],
         failed=[point.failed for point in row],
+        p50_ms=[point.p50_ms for point in row],
         p95_ms=[point.p95_ms for point in row],
+        p99_ms=[point.p99_ms for point in row],
         open_since=None if closed_until is None else min(max(window_of(closed_until), first), last + WINDOW),
     )
 

@@ -124,7 +124,9 @@ class RunningRuns:
             running=saga_runs.running_query("judged")
         )
 
-    def page(self, now: datetime, search: str, sort: str, *, descending: bool, limit: int, offset: int) -> RunningPage:
+    def page(
+        self, now: datetime, search: str, sort: str, *, saga: str, descending: bool, limit: int, offset: int
+    ) -> RunningPage:
         """See `warehouse.live.LiveTables.running`."""
         if sort not in SORTS:
             msg = f"no sort {sort!r}; there are {', '.join(SORTS)}"
@@ -132,8 +134,11 @@ class RunningRuns:
         self._judge_changed()
         self._connection.execute("UPDATE clock SET moment = $1", [now])
         matches = "$search = '' OR contains(lower(concat_ws(chr(10), saga_id, run_id, saga_name, current_step)), lower($search))"
-        matching = f"CREATE OR REPLACE TEMP TABLE matching AS FROM ({self._query}) WHERE {matches}"
-        self._connection.execute(matching, {"search": search})
+        matching = f"""
+            CREATE OR REPLACE TEMP TABLE matching AS FROM ({self._query})
+            WHERE ({matches}) AND ($saga = '' OR saga_name = $saga)
+        """
+        self._connection.execute(matching, {"search": search, "saga": saga})
         [(count,)] = self._connection.execute("SELECT count(*) FROM matching").fetchall()
         order = f"{SORTS[sort]} {'DESC' if descending else 'ASC'} NULLS LAST, run_id"
         answer = self._connection.execute(f"FROM matching ORDER BY {order} LIMIT $1 OFFSET $2", [limit, offset])

@@ -102,6 +102,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Where Dagster posts that a run failed, as JSON with `text`; empty: nowhere."""
     dashboard_token: str = ""
     """What `sagascope dashboard` demands of its viewers; without it only viewers on this machine are let in."""
+    trace_url: str = ""
+    """Where the dashboard's links to a trace lead: https://traces.example/trace/{trace_id}; empty: nowhere."""
     import_url: str = ""
     """Where Dagster imports sagaz's outbox from: postgresql://user:password@host/database, or the path of a SQLite file."""
     import_files: str = ""

@@ -66,6 +66,7 @@ def routes(feed: Feed) -> APIRouter:
     async def running(
         *,
         search: Annotated[str, Query(description="Only where ids, name or current step have it.", max_length=200)] = "",
+        saga: Annotated[str, Query(description="Only this kind of saga; empty: all.")] = "",
         sort: Annotated[str, Query(description=f"One of {', '.join(SORTS)}.")] = "age",
         descending: Annotated[bool, Query(description="The largest first.")] = True,
         limit: Annotated[int, Query(ge=1, le=MOST_RUNNING)] = 50,
@@ -75,7 +76,7 @@ def routes(feed: Feed) -> APIRouter:
         if sort not in SORTS:
             raise UnusableError("sort", sort, SORTS)
         found = await anyio.to_thread.run_sync(
-            lambda: feed.live.running(search, sort, descending=descending, limit=limit, offset=offset)
+            lambda: feed.live.running(search, sort, saga=saga, descending=descending, limit=limit, offset=offset)
         )
         return Json(msgspec.json.encode(found))
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 import sagascope
-from pipelines.dashboard import api, documents, history_api
+from pipelines.dashboard import api, documents, history_api, pages
 from pipelines.dashboard.access import Access, Gate
 from pipelines.dashboard.feed import Feed
 from pipelines.dashboard.problems import handle_problems
@@ -37,13 +37,16 @@ class PortTakenError(OSError):
 class Dashboard:
     """What one server is made of. `app` is where pages are mounted."""
 
-    def __init__(self, settings: Settings, access: Access, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, access: Access, say: Callable[[str], None], *, has_pages: bool = False
+    ) -> None:
         """A server that does not listen yet.
 
         Args:
             settings: Where the tables are.
             access: Who is let in.
             say: Gets a line where the tables can't be read.
+            has_pages: It shows pages, too: one such in a process, see `pages.mount`.
         """
         self.feed = Feed(settings, say)
         self.questions = Questions(settings, self.feed)
@@ -60,7 +63,9 @@ class Dashboard:
         self.app.openapi = lambda: documents.describe(self.app)  # type: ignore[method-assign]  # as FastAPI documents it
         self.app.add_middleware(Gate, access=access)
         handle_problems(self.app)
-        self._add_pages()
+        self._add_docs(is_first=not has_pages)
+        if has_pages:
+            pages.mount(self.app, settings)
 
     def end(self) -> None:
         """Let every stream and every question end, at once."""
@@ -74,10 +79,12 @@ class Dashboard:
         self.end()
         await asyncio.to_thread(self.feed.stop)
 
-    def _add_pages(self) -> None:
-        @self.app.get("/", include_in_schema=False)
-        async def first() -> RedirectResponse:
-            return RedirectResponse("/docs", 307)
+    def _add_docs(self, *, is_first: bool) -> None:
+        if is_first:
+
+            @self.app.get("/", include_in_schema=False)
+            async def first() -> RedirectResponse:
+                return RedirectResponse("/docs", 307)
 
         @self.app.get("/docs", include_in_schema=False)
         async def docs() -> HTMLResponse:
@@ -149,7 +156,7 @@ def serve(
         PortTakenError: somebody else listens there.
     """
     with listen(access.host, port) as endpoint:
-        server = Server(Dashboard(settings, access, say))
+        server = Server(Dashboard(settings, access, say, has_pages=True))
         # uvicorn raises the signal once more when it has ended: it shall do no more than it has done.
         handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {
