@@ -78,7 +78,7 @@ def main(
     chromium: Annotated[str, typer.Option(help="The browser.")] = CHROMIUM,
 ) -> None:
     """Make the pictures."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - of the group dev
+    from playwright.sync_api import sync_playwright
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sagascope-") as home:
