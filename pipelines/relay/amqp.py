@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 _CONNECT_SECONDS = 10.0
+_RETURNS = 40
 _PREFETCH = 10_000
 """So many messages are held here unacknowledged at most."""
 REASON = "x-sagascope-reason"
@@ -223,6 +224,11 @@ class RabbitMQSource(Source):
                 found.append(one)
         for message in kept:
             await message.nack(requeue=True)
+        for _ in range(_RETURNS):  # the broker puts them back in its own time, and who asks next is to see them
+            queue = await self._declared(f"{self._name}-parked", passive=True)
+            if queue.declaration_result.message_count >= len(kept):
+                break
+            await asyncio.sleep(0.05)
         return found
 
 
