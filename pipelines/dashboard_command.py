@@ -6,6 +6,7 @@ import os
 import sys
 import webbrowser
 from typing import Annotated
+from urllib.parse import urlencode
 
 import typer
 from rich.markup import escape
@@ -48,7 +49,7 @@ def dashboard(
     def ready(address: str) -> None:
         console.print(f"Dashboard at [bold]{address}[/], API at {address}/docs   Ctrl-C ends it", highlight=False)
         if open_browser:
-            webbrowser.open(address)
+            webbrowser.open(f"{address}/?{urlencode({'token': access.token})}" if access.token else address)
 
     serve(settings, access, port, lambda line: console.print(escape(line), style="yellow", highlight=False), ready)
     sys.stdout.flush()

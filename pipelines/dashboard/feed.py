@@ -31,6 +31,8 @@ SHORTEST_SECONDS = 0.5
 """Between two frames."""
 LONGEST_SECONDS = 1.0
 """Between two frames where nothing changed but ages."""
+BACK_OFF_SECONDS = 2.0
+"""After the tables could not be read, until they are looked at again."""
 RETRY_MS = 1_000
 """After so long a browser connects again."""
 END_SECONDS = 1.0
@@ -78,7 +80,7 @@ class Feed:
         self._live: LiveTables | None = None
         self._inode: int | None = None
         self._problem: str | None = "the tables are being read for the first time"
-        self._made_at = float("-inf")
+        self._made_at = self._look_at = float("-inf")
         self._waiting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._next = asyncio.Event()
@@ -153,27 +155,44 @@ class Feed:
         try:
             while not self._ending.is_set():
                 began = time.monotonic()
-                self._look()
-                self.refresh_ms = round((time.monotonic() - began) * 1000, 1)
-                age = time.monotonic() - self._made_at
-                if age >= (SHORTEST_SECONDS if self._waiting else LONGEST_SECONDS) - LOOK_SECONDS / 2:
-                    self.make()
+                for step in (self._look, self._make_if_due):
+                    try:
+                        step()
+                    except Exception as error:  # noqa: BLE001 - a reader that ended in silence would leave old numbers standing
+                        told = f"reading the tables failed ({type(error).__name__}: {error}): it is tried again"
+                        self._fail(error, told)
                 self._ending.wait(max(0.0, LOOK_SECONDS - (time.monotonic() - began)))
         finally:
             self._forget()
 
+    def _make_if_due(self) -> None:
+        age = time.monotonic() - self._made_at
+        if age >= (SHORTEST_SECONDS if self._waiting else LONGEST_SECONDS) - LOOK_SECONDS / 2:
+            self.make()
+
     def _look(self) -> None:
-        problem: str | None = None
+        began = time.monotonic()
+        if began < self._look_at:
+            return
         try:
             self._follow_catalog()
             if self._live and self._live.refresh():
                 self._waiting = True
+        except NotReadyError as error:
+            self._tell(str(error))
         except (WarehouseError, OSError, duckdb.Error) as error:
-            problem = str(error).partition("\n")[0]
-        except Exception as error:  # a reader that ended in silence would leave old numbers standing
-            logger.exception("reading the tables failed")
-            problem = f"reading the tables failed ({type(error).__name__}: {error}): see the log; it is tried again"
+            self._fail(error, str(error))
+        else:
+            self._tell(None)
+        self.refresh_ms = round((time.monotonic() - began) * 1000, 1)
+
+    def _fail(self, error: Exception, problem: str) -> None:
+        """Say it once, and look again after a while."""
+        problem = problem.partition("\n")[0]
+        if problem != self._problem:
+            logger.debug("the tables could not be read", exc_info=error)
         self._tell(problem)
+        self._look_at = time.monotonic() + BACK_OFF_SECONDS
 
     def _follow_catalog(self) -> None:
         """Open the tables once they are there, and anew where they were deleted and made again.

@@ -45,7 +45,7 @@ class Served:
             if wanted(frame):
                 return frame
             time.sleep(0.1)
-        raise AssertionError(frame)
+        raise AssertionError({name: frame[name] for name in ("problem", "freshness", "active")})
 
 
 @contextmanager

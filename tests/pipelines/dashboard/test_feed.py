@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from pipelines.dashboard import api
+from pipelines.dashboard import api, feed
 from tests.pipelines.dashboard.conftest import serving
 from tests.warehouse.planted import append, event, events_of
 from warehouse import catalog
@@ -99,13 +99,13 @@ def test_a_slow_viewer_gets_the_newest_never_a_queue(local: Settings) -> None:
         with socket.create_connection((address.hostname, address.port or 80)) as slow:
             slow.sendall(f"GET /api/v1/stream HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
             time.sleep(1.0)
-            feed = served.dashboard.feed
+            ours = served.dashboard.feed
             made = 0
             while made < 200:
-                feed.make()
+                ours.make()
                 made += 1
                 time.sleep(0.002)
-            last = feed.newest.number
+            last = ours.newest.number
             slow.settimeout(10)
             received = b""
             while b"id: %d\n" % last not in received and b"id: %d\n" % (last + 1) not in received:
@@ -174,3 +174,22 @@ def test_a_locked_catalog_is_told(local: Settings, monkeypatch: pytest.MonkeyPat
             other.close()
             served.await_frame(lambda frame: frame["problem"] is None)
             assert ["locked" in line for line in served.said] == [True, False]
+
+
+def test_a_reader_that_fails_goes_on(local: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it was: it is told, and the next look may be better."""
+    monkeypatch.setattr(feed, "BACK_OFF_SECONDS", 0.1)
+    open_catalog(local)
+    with serving(local) as served:
+        served.await_frame(lambda frame: frame["problem"] is None)
+        live = served.dashboard.feed.live
+
+        def fail() -> bool:
+            msg = "something new"
+            raise ArithmeticError(msg)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(live, "refresh", fail)
+            frame = served.await_frame(lambda frame: frame["problem"] is not None)
+            assert "ArithmeticError: something new" in frame["problem"]
+        served.await_frame(lambda frame: frame["problem"] is None)
