@@ -14,7 +14,7 @@ from pipelines.dashboard.answers import System
 from tests import oracle
 from tests.integration.conftest import JOB_SECONDS
 from tests.pipelines.dashboard.conftest import serving
-from tests.warehouse.test_live import assert_equals_oracle
+from tests.warehouse.live_oracle import assert_equals_oracle
 from warehouse.live_frame import Frame
 
 if TYPE_CHECKING:

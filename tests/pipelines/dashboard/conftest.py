@@ -14,8 +14,8 @@ import pytest
 
 from pipelines.dashboard.access import Access
 from pipelines.dashboard.server import Dashboard, Server, address_of, listen
+from tests.warehouse.live_oracle import SCRIPT, story
 from tests.warehouse.planted import append, events_of
-from tests.warehouse.test_live import SCRIPT, story
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
 from warehouse.tables import EVENTS, SAGA_DEFINITIONS

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.dashboard.answers import Flow, Problem, ReportAbout, ReportAnswer, Rows, System, WholeSaga
-from tests.warehouse.test_live import SCRIPT
+from tests.warehouse.live_oracle import SCRIPT
 from warehouse import history, reports
 from warehouse.live_frame import Frame
 from warehouse.live_running import RunningPage
