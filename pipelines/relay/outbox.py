@@ -29,6 +29,7 @@ logger = logging.getLogger("sagascope.relay")
 
 _CONNECT_SECONDS = 10.0
 _LISTEN_AGAIN_SECONDS = 5.0
+_STAND_BY_SECONDS = 0.5
 
 
 class OutboxSource(Source):
@@ -249,7 +250,7 @@ def locked(path: Path, what: str) -> IO[str]:
         holder = file.read(100).strip() or "unknown"
         file.close()
         msg = f"another relay (pid {holder}) works on {what}, which has one at a time: this one takes over when that one ends"
-        raise TransientError(msg) from None
+        raise TransientError(msg, retry_after=_STAND_BY_SECONDS) from None
     with suppress(OSError):  # a full disk: only the message would be poorer
         file.truncate(0)
         file.write(f"{os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC")

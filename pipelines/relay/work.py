@@ -117,7 +117,7 @@ class Relay:
             try:
                 await opening()
             except TransientError as error:
-                await self._pause(f"waiting: {error}")
+                await self._pause(f"waiting: {error}", error.retry_after)
             else:
                 self._failures = 0
                 return True
@@ -229,9 +229,10 @@ class Relay:
         if self._lanes:
             await asyncio.wait(self._lanes, timeout=_GIVE_BACK_SECONDS)
 
-    async def _pause(self, why: str | None) -> None:
-        """Wait after a failure: longer each time, and never as long as another relay."""
-        seconds = _jittered(min(_FIRST_PAUSE * 2 ** min(self._failures, 16), _LONGEST_PAUSE))
+    async def _pause(self, why: str | None, seconds: float | None = None) -> None:
+        """Wait after a failure: so long where it is known, else longer each time, and never as long as another relay."""
+        if seconds is None:
+            seconds = _jittered(min(_FIRST_PAUSE * 2 ** min(self._failures, 16), _LONGEST_PAUSE))
         if why is not None:
             self._failures += 1
             self._warn(why)
