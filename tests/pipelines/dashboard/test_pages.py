@@ -18,8 +18,8 @@ import msgspec
 import pytest
 
 from pipelines.ports import free_port
+from tests.warehouse.live_oracle import SCRIPT, story
 from tests.warehouse.planted import append, events_of
-from tests.warehouse.test_live import SCRIPT, story
 from warehouse import history
 from warehouse.catalog import open_catalog
 from warehouse.settings import Settings
