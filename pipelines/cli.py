@@ -27,6 +27,7 @@ from pipelines import (
     maintain_commands,
     processes,
     quality_command,
+    relay_commands,
     seed_command,
     stack,
     upkeep_commands,
@@ -35,6 +36,7 @@ from pipelines.analytics_process import AnalyticsProcess
 from pipelines.interruptible_history import open_history
 from pipelines.load_command import For, Rate, ScaleTime, Seed
 from pipelines.moments import parse_moment, parse_since
+from pipelines.relay.ends import RelayError
 from pipelines.terminal import Format, make_console, print_rows, rows_as_table
 from warehouse.errors import WarehouseError
 from warehouse.settings import CHECKOUT, PREFIX, Settings
@@ -68,6 +70,7 @@ app.command()(dashboard_command.dashboard)
 app.add_typer(history_commands.sagas, name="sagas")
 app.add_typer(import_commands.imports, name="import")
 app.add_typer(export_commands.export, name="export")
+app.add_typer(relay_commands.relay, name="relay")
 
 EXPECTED = (
     stack.StackError,
@@ -75,6 +78,7 @@ EXPECTED = (
     WarehouseError,
     KafkaError,
     duckdb.Error,
+    RelayError,
     ValueError,
     OSError,
 )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import webbrowser
 from typing import Annotated
 from urllib.parse import urlencode
@@ -35,6 +37,7 @@ def dashboard(
         bool, typer.Option("--behind-proxy", help="A proxy in front asks who it is; nobody is asked here.")
     ] = False,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True)] = False,
 ) -> None:
     """Serve what sagas do now: live numbers, running sagas, reports and metrics over HTTP. Ctrl-C ends it.
 
@@ -46,6 +49,9 @@ def dashboard(
     settings = Settings.from_environment(os.environ)
     access = Access(host=host, token=settings.dashboard_token if token is None else token, behind_proxy=behind_proxy)
 
+    if with_parent:
+        threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+
     def ready(address: str) -> None:
         console.print(f"Dashboard at [bold]{address}[/], API at {address}/docs   Ctrl-C ends it", highlight=False)
         if open_browser:
@@ -55,3 +61,9 @@ def dashboard(
     sys.stdout.flush()
     # All is closed; to take the interpreter apart would take longer than all that, on a busy machine more than a second.
     os._exit(0)
+
+
+def _stop_at_end_of_input() -> None:
+    """Standard input ends when whoever started this process is gone."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -21,7 +21,7 @@ from rich.text import Text
 from pipelines import processes, stack
 from pipelines.analytics_process import AnalyticsProcess
 from pipelines.fan_out_view import FanOutView, print_sinks
-from pipelines.ports import free_port
+from pipelines.ports import free_port, free_ports
 from pipelines.terminal import plain_table, rows_as_table
 from warehouse import history, parity
 from warehouse.catalog import open_catalog, row_count
@@ -45,6 +45,7 @@ ROWS_WITHOUT_TERMINAL = 12
 JOB_START_SECONDS = 120.0
 DRAIN_SECONDS = 90.0
 WORKLOAD_GRACE_SECONDS = 30.0
+DASHBOARD_PORT, DASHBOARD_GRACE_SECONDS = 8050, 5.0
 SHOWN = timedelta(minutes=10)
 """The live table's last minute is looked for in so much event time, however long the demo runs: fewer files to read."""
 RESTARTS = 3
@@ -144,6 +145,8 @@ def set_up(settings: Settings, console: Console, cleanup: ExitStack, load: list[
             command, settings.logs / "workload.log", temporary=settings.temporary, environment=settings.environment()
         )
         cleanup.callback(processes.stop_child, child, WORKLOAD_GRACE_SECONDS)
+    address = _start_dashboard(settings, cleanup)
+    console.print(f"  Dashboard: [bold]{address}[/], live in some seconds", highlight=False)
     demo = Demo(
         settings, console, catalog, job, child, report, FanOutView(port), begins, stored_before, began, started_at
     )
@@ -160,6 +163,19 @@ def set_up(settings: Settings, console: Console, cleanup: ExitStack, load: list[
             demo.watch_load_and_broker()
             time.sleep(0.2)
     return demo
+
+
+def _start_dashboard(settings: Settings, cleanup: ExitStack) -> str:
+    """Its address; it waits for events by itself, and what becomes of it does not hold up the demo."""
+    [port] = free_ports(DASHBOARD_PORT)
+    child = processes.start(
+        [sys.executable, "-P", "-m", "pipelines", "dashboard", "--with-parent", "--port", str(port)],
+        settings.logs / "dashboard.log",
+        temporary=settings.temporary,
+        environment=settings.environment(),
+    )
+    cleanup.callback(processes.stop_child, child, DASHBOARD_GRACE_SECONDS)
+    return f"http://127.0.0.1:{port}"
 
 
 @dataclass

@@ -28,25 +28,29 @@ def open_history(settings: Settings, since: datetime | None = None, until: datet
 @contextmanager
 def _interrupting(interrupt: Callable[[], None]) -> Iterator[None]:
     """Call `interrupt` at Ctrl-C, from another thread: Python itself looks at signals only between its own steps."""
-    from duckdb import InterruptException  # noqa: PLC0415
-
+    is_interrupted = False
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
     def watch() -> None:
+        nonlocal is_interrupted
         while signals := os.read(reader, 64):  # nothing: closed
             if signal.SIGINT in signals:
+                is_interrupted = True
                 interrupt()
 
     before = signal.set_wakeup_fd(writer)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield
-    except InterruptException:
-        raise KeyboardInterrupt from None
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(writer)
-        watcher.join()
-        os.close(reader)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+            watcher.join()  # it has read then what came before
+            os.close(reader)
+    except Exception:
+        if is_interrupted:  # DuckDB raises InterruptException then, or RuntimeError where it saw the signal first
+            raise KeyboardInterrupt from None
+        raise

@@ -1,7 +1,7 @@
 """Which runs the table `saga_runs` holds: those that ended in the spans that recomputes have covered.
 
 The spans stand in a property of the table, which is written by the very commit that writes the rows. What ended elsewhere
-is computed from the events when it is asked for (`warehouse.saga_runs.create_views`), so that the two always make a whole.
+is computed from the events when it is asked for (`warehouse.saga_runs.views`), so that the two always make a whole.
 """
 
 from __future__ import annotations

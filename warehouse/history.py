@@ -26,10 +26,11 @@ from pyiceberg.types import TimestamptzType
 
 from warehouse import coverage, guarded_queries, reports, saga_runs, statistics
 from warehouse.catalog import open_catalog, reading_metadata
+from warehouse.named_views import NamedViews
 from warehouse.tables import COMPUTED, EVENTS, SAGA_DEFINITIONS, SAGA_RUNS, STATISTICS, TABLES, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from pyiceberg.catalog import Catalog
     from pyiceberg.manifest import DataFile
@@ -47,13 +48,6 @@ READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE
 RUN_TEXT = {"query", "json_execute_serialized_sql"}
 """Functions that run a text as SQL, into which nobody has looked."""
 _NODE, _FUNCTION = re.compile(r'(?<=[{,]"type":")\w+_NODE(?=")'), re.compile(r'(?<=[{,]"function_name":")[^"\\]+(?=")')
-
-LISTS_NAMES = re.compile(r"show|information_schema|duckdb_|pg_catalog", re.IGNORECASE)
-"""Is found in each query that asks which views and macros there are."""
-MAY_NAME_RUNS = re.compile(
-    rf"run|as_of|known_definitions|asked_|{'|'.join(reports.NAMES)}|{LISTS_NAMES.pattern}", re.IGNORECASE
-)
-"""Is found in each query that needs the views of runs or a report, and in some that don't."""
 
 
 class ReadOnlyError(ValueError):
@@ -77,11 +71,9 @@ class History:
     Reports (see `warehouse.reports`) are macros: `FROM most_failing_steps(saga := 'order*')`.
     """
 
-    def __init__(
-        self, connection: duckdb.DuckDBPyConnection, create_what_is_named: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, views: NamedViews) -> None:
         self._connection = connection
-        self._create_what_is_named = create_what_is_named
+        self._views = views
 
     def sql(self, query: str, parameters: object = None) -> duckdb.DuckDBPyRelation:
         """The answer of one SELECT (also WITH, DESCRIBE, SUMMARIZE).
@@ -100,9 +92,7 @@ class History:
             named = ", ".join(written or [kind.name for kind in kinds]) or "nothing"
             msg = f"the history is read-only: got {named}; allowed: one SELECT, WITH, DESCRIBE or SUMMARIZE"
             raise ReadOnlyError(msg)
-        if self._create_what_is_named and MAY_NAME_RUNS.search(query):
-            # Only now: to make a view opens files, of days before `since` too.
-            self._create_what_is_named(query)
+        self._views.create(query)
         return self._connection.sql(query, params=parameters)
 
     def interrupt(self) -> None:
@@ -152,9 +142,9 @@ def open(  # noqa: A001 - read as history.open
     planned: dict[Table, _Planned] = {}
     try:
         connection.execute("SET TimeZone = 'UTC'")
-        create_what_is_named = _create_views(connection, catalog, settings, since, until, planned=planned)
+        views = _create_views(connection, catalog, settings, since, until, planned=planned)
         guarded_queries.guard(connection, settings)
-        yield History(connection, create_what_is_named)
+        yield History(connection, views)
     except duckdb.Error as error:
         files = {path: stored for table, plan in planned.items() for path, stored in plan.stored(table)}
         told = guarded_queries.explained(error, files, settings)
@@ -173,8 +163,8 @@ def _create_views(
     until: datetime | None,
     *,
     planned: dict[Table, _Planned],
-) -> Callable[[str], None]:
-    """Create the tables' views, fill `planned` with what they read; returns what creates those of runs and named reports."""
+) -> NamedViews:
+    """Create the tables' views, fill `planned` with what they read; returns those of runs and reports."""
     seconds = {table: statistics.window_seconds(settings, table) for table in STATISTICS}
     tail_ends = {table: until and _next_window(until, seconds[table]) for table in STATISTICS}
     plan = partial(_plan, connection, catalog, since=since)
@@ -200,29 +190,23 @@ def _create_views(
             rows += f' UNION ALL BY NAME SELECT *, TRUE AS "open" FROM ({computed})'  # noqa: S608 - ours
         connection.execute(f'CREATE VIEW "{table.name}" AS {rows}')
 
-    created: set[str] = set()
-
-    def create_what_is_named(query: str) -> None:
-        if not created:
-            connection.execute(f"CREATE OR REPLACE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}")
-            connection.execute(f"CREATE OR REPLACE VIEW known_definitions AS {definitions.select(None, None)}")
-            saga_runs.create_views(
-                connection,
+    _create_view_of_snapshots(connection, planned)
+    return NamedViews(
+        connection,
+        {
+            "run_events": f"CREATE VIEW run_events AS {planned[EVENTS].select(runs_since, until)}",
+            "known_definitions": f"CREATE VIEW known_definitions AS {definitions.select(None, None)}",
+            **saga_runs.views(
                 "run_events",
                 "known_definitions",
                 since,
                 until,
                 stored=f"stored_{SAGA_RUNS.name}",
                 spans=coverage.covered(planned[SAGA_RUNS].properties),
-            )
-            created.add("saga_runs")
-        names = {*reports.SOURCES, *reports.NAMES} if LISTS_NAMES.search(query) else reports.named(query)
-        if new := names - created:
-            reports.create_macros(connection, settings, since, new)
-            created.update(new)
-
-    _create_view_of_snapshots(connection, planned)
-    return create_what_is_named
+            ),
+            **reports.macros(settings, since),
+        },
+    )
 
 
 def _create_view_of_snapshots(connection: duckdb.DuckDBPyConnection, planned: dict[Table, _Planned]) -> None:

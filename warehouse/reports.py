@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from datetime import datetime
 
-    import duckdb
-
     from warehouse.settings import Settings
     from warehouse.targets import Target
 
@@ -102,7 +100,7 @@ class Report(NamedTuple):
     """What must be given, one of `TAKEN`."""
     chart: Chart
     query: str
-    """One SELECT over the macros that `create_macros` makes, with the parameters `saga`, `attribute`, `span` and `takes`."""
+    """One SELECT over the macros of `SOURCES`, with the parameters `saga`, `attribute`, `span` and `takes`."""
 
     @property
     def title(self) -> str:
@@ -135,42 +133,28 @@ def load(name: str) -> Report:
     return Report(name, doc, span, header["takes"], chart, header["query"])
 
 
-def create_macros(
-    connection: duckdb.DuckDBPyConnection,
-    settings: Settings,
-    since: datetime | None = None,
-    names: Collection[str] = (*SOURCES, *NAMES),
-) -> None:
-    """Create reports as macros, where the tables, the statistics and the views of `warehouse.saga_runs` are.
+def macros(settings: Settings, since: datetime | None = None) -> dict[str, str]:
+    """What makes the reports as macros, where the tables, the statistics and the views of `warehouse.saga_runs` are.
 
     Parameters of each, all optional: `saga`, a pattern of names with `*` and `?`; `attribute`, a map of which each saga
     must have all entries; `span`, how far back from `as_of()`, NULL for as far as the history is open.
 
     Args:
-        connection: Where.
         settings: The width of the windows.
         since: From where on the history is open; a window that begins before is not whole.
-        names: Only these, and what they are made of: it takes DuckDB some milliseconds to make one.
+
+    Returns:
+        A statement each, by name, in the order in which they can be made.
     """
-    queries = {source: _source(source, settings, since) for source in SOURCES}
-    queries |= {name: load(name).query for name in NAMES if name in names}
-    wanted = set(names)
-    for name in reversed(queries):
-        wanted |= named(queries[name]) if name in wanted else set()
-    for name, query in queries.items():
-        if name not in wanted:
-            continue
-        parameters = ", ".join(("saga", "attribute", "span", *SOURCES.get(name, ())))
-        if name in NAMES:
-            report = load(name)
-            parameters = f"saga := '*', attribute := MAP {{}}::MAP(VARCHAR, VARCHAR), span := {_interval(report.span)}"
-            parameters += f", {report.takes} := {TAKEN[report.takes]}" if report.takes else ""
-        connection.execute(f"CREATE OR REPLACE MACRO {name}({parameters}) AS TABLE {query}")
-
-
-def named(query: str) -> set[str]:
-    """Reports, and what they select from, that are named in the query."""
-    return {word for word in re.findall(r"\w+", query.lower()) if word in SOURCES or word in NAMES}
+    made = {}
+    for name, more in SOURCES.items():
+        parameters = ", ".join(("saga", "attribute", "span", *more))
+        made[name] = f"CREATE OR REPLACE MACRO {name}({parameters}) AS TABLE {_source(name, settings, since)}"
+    for report in map(load, NAMES):
+        parameters = f"saga := '*', attribute := MAP {{}}::MAP(VARCHAR, VARCHAR), span := {_interval(report.span)}"
+        parameters += f", {report.takes} := {TAKEN[report.takes]}" if report.takes else ""
+        made[report.name] = f"CREATE OR REPLACE MACRO {report.name}({parameters}) AS TABLE {report.query}"
+    return made
 
 
 def _interval(span: timedelta) -> str:

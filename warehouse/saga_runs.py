@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    import duckdb
-
     from warehouse.coverage import Gap, Span
 
 SQL = Path(__file__).parent / "sql" / "runs"
@@ -97,8 +95,7 @@ def single_events_query(events: str = "events") -> str:
     return _text("single_events", events=events)
 
 
-def create_views(
-    connection: duckdb.DuckDBPyConnection,
+def views(
     events: str,
     definitions: str,
     since: datetime | None = None,
@@ -106,35 +103,38 @@ def create_views(
     *,
     stored: str = "",
     spans: Sequence[Span] = (),
-) -> None:
-    """Create the views `runs`, `saga_runs`, `open_runs`, `step_runs` and the macros `as_of()` and `abandoned_runs(age)`.
+) -> dict[str, str]:
+    """What makes the views `runs`, `saga_runs`, `open_runs`, `step_runs` and the macros `as_of()` and `abandoned_runs(age)`.
 
     A run belongs to [since, until) by its end, an open one by its newest event, an execution of a step by its end or
     else its start. What is open is so as of `until`, or of now where that is earlier or there is none.
 
     Args:
-        connection: Where.
         events: Name of a relation with all events of the runs of that span, hence also some of before it.
         definitions: Name of a relation with all definitions.
         since: Inclusive, aware; None is unbounded.
         until: Exclusive, aware; None is unbounded.
         stored: Name of a relation with the rows of runs that ended in `spans`, for these are not computed.
         spans: In order and apart.
+
+    Returns:
+        A statement each, by name, in the order in which they can be made.
     """
     now = f"least(now(), TIMESTAMPTZ '{until.isoformat()}')" if until else "now()"
-    connection.execute(f"CREATE OR REPLACE MACRO as_of() AS {now}")
-    connection.execute(f"CREATE OR REPLACE VIEW runs AS {query(events, definitions)}")
     left = gaps(spans, since, until)
     computed = ended_query(events, definitions, left) if left else ""
     kept = f"SELECT * FROM {stored} WHERE {within('ended_at', since, until)}" if spans else ""  # noqa: S608 - ours
-    connection.execute(f"CREATE OR REPLACE VIEW saga_runs AS {_joined(kept, computed)}")
     still_open = running_query(f"({open_query(events, definitions)})", since, until)
-    connection.execute(f"CREATE OR REPLACE VIEW open_runs AS {still_open}")
-    connection.execute(
-        f"CREATE OR REPLACE MACRO abandoned_runs(age := INTERVAL 1 DAY) AS TABLE {_text('abandoned_runs')}"
-    )
     steps = f"SELECT * FROM ({step_query(events)}) WHERE {within('coalesce(ended_at, started_at)', since, until)}"  # noqa: S608 - ours
-    connection.execute(f"CREATE OR REPLACE VIEW step_runs AS {steps}")
+    return {
+        "as_of": f"CREATE OR REPLACE MACRO as_of() AS {now}",
+        "runs": f"CREATE OR REPLACE VIEW runs AS {query(events, definitions)}",
+        "saga_runs": f"CREATE OR REPLACE VIEW saga_runs AS {_joined(kept, computed)}",
+        "open_runs": f"CREATE OR REPLACE VIEW open_runs AS {still_open}",
+        "abandoned_runs": "CREATE OR REPLACE MACRO abandoned_runs(age := INTERVAL 1 DAY) AS TABLE "
+        + _text("abandoned_runs"),
+        "step_runs": f"CREATE OR REPLACE VIEW step_runs AS {steps}",
+    }
 
 
 def _joined(stored: str, computed: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -109,6 +109,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     import_files: str = ""
     """What files of events Dagster imports: paths and patterns, parted by colons, of Parquet and JSON lines."""
 
+    relay_from: str = ""
+    """Where `sagascope relay` takes events: postgresql://user:password@host/database, sqlite:///path, or amqp://user:password@host/vhost."""
+    relay_to: str = ""
+    """Where it publishes them: kafka://host:port/topic or amqp://user:password@host/vhost; empty: to the Kafka and topic above."""
+    relay_table: str = "sagascope_outbox"
+    """The outbox's table, in PostgreSQL."""
+    relay_batch_size: Annotated[int, Meta(ge=1, le=10_000)] = 2_000
+    """So many events are claimed and published at a time."""
+    relay_poll_ms: Positive = 1_000
+    """How long the relay waits to be woken before it looks by itself."""
+    relay_lease_seconds: Annotated[int, Meta(ge=30)] = 30
+    """How long what a relay has claimed is its own: so long after a kill others take it over."""
+    relay_parked: Literal["block", "pass"] = "block"
+    """Whether an event that the broker will never take holds back what follows in its saga."""
+    relay_retention_hours: NotNegative = 168
+    """For how long an event that was sent stays in the outbox. 0: until it is next tidied."""
+    relay_metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    """Where the relay serves its metrics on the loopback interface; 0: nowhere."""
+
     def __post_init__(self) -> None:
         if strange := sorted(set(re.findall(r"[^A-Za-z0-9/._~+=@-]", str(self.root)))):
             msg = (
@@ -182,6 +201,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def fan_out(self) -> Path:
         """Where the demo's fan-out keeps its audit log and dead letters."""
         return self.root / "fan-out"
+
+    @property
+    def relay_folder(self) -> Path:
+        """Where the relay keeps how far it has read sagaz's own outboxes."""
+        return self.root / "relay"
 
     @property
     def data_docs(self) -> Path:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from sagascope.outbox.storage import ClaimedEvent, OutboxRow, OutboxStorage, claimed_event
+from sagascope.outbox.storage import Backlog, ClaimedEvent, OutboxRow, OutboxStorage, ParkedEvent
 from sagascope.sqlite import SQLiteDatabase, as_delivery_errors, driver, run
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ CREATE TABLE IF NOT EXISTS {TABLE} (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS {TABLE}_unsent ON {TABLE} (position) WHERE status IN ('pending', 'claimed');
 CREATE INDEX IF NOT EXISTS {TABLE}_claimed ON {TABLE} (saga_id, position) WHERE status = 'claimed';
+CREATE INDEX IF NOT EXISTS {TABLE}_dead ON {TABLE} (saga_id, position) WHERE status = 'dead';
+CREATE INDEX IF NOT EXISTS {TABLE}_sent ON {TABLE} (sent_at) WHERE status = 'sent';
 """
 """The SQL that makes the table where it is absent, for those who run migrations by themselves."""
 
@@ -98,10 +100,13 @@ class SQLiteOutbox(OutboxStorage):
         for insert, values in _inserts(rows):
             await self._database.execute(insert, values)
 
-    async def claim(self, worker: str, *, limit: int = 500, lease_seconds: float = 60.0) -> list[ClaimedEvent]:
+    async def claim(
+        self, worker: str, *, limit: int = 500, lease_seconds: float = 60.0, past_dead: bool = True
+    ) -> list[ClaimedEvent]:
         """Take up to `limit` events to send, the eldest first, for so long; several workers may do so at once."""
-        rows = await self._database.execute(_CLAIM, (worker, f"{lease_seconds}", limit))
-        return sorted(claimed_event(*row) for row in rows)
+        statement = _claim(past_dead=past_dead)
+        rows = await self._database.execute(statement, (worker, f"{lease_seconds}", limit))
+        return await self._readable(worker, rows)
 
     async def mark_sent(self, worker: str, event_ids: Collection[str]) -> int:
         """These are sent."""
@@ -116,15 +121,53 @@ class SQLiteOutbox(OutboxStorage):
         return await self._settle("status = 'dead'", worker, event_ids, reason)
 
     async def _settle(self, change: str, worker: str, event_ids: Collection[str], reason: str | None) -> int:
+        whose = "status = 'claimed' AND claimed_by = ?"
+        return await self._of(event_ids, f"UPDATE {TABLE} SET {change}, last_error = ?", whose, [reason], [worker])  # noqa: S608 - no input
+
+    async def backlog(self) -> Backlog:
+        """What waits, what is parked, and how old the eldest is that waits."""
+        return Backlog(*(await self._database.execute(_BACKLOG))[0])
+
+    async def parked(self, *, saga_id: str | None = None, limit: int = 1_000) -> list[ParkedEvent]:
+        """The dead, the eldest first; of one saga, or of all."""
+        statement = f"""
+            SELECT event_id, saga_id, event_type, attempts, created_at, coalesce(last_error, '') FROM {TABLE}
+            WHERE status = 'dead' AND (?1 IS NULL OR saga_id = ?1) ORDER BY position LIMIT ?2"""  # noqa: S608 - no input
+        return [ParkedEvent(*row) for row in await self._database.execute(statement, (saga_id, limit))]
+
+    async def retry_parked(self, event_ids: Collection[str]) -> int:
+        """These dead ones are pending again, in their old place."""
+        change = f"UPDATE {TABLE} SET status = 'pending', claimed_by = NULL, claimed_at = NULL"  # noqa: S608 - no input
+        return await self._of(event_ids, change, "status = 'dead'")
+
+    async def discard_parked(self, event_ids: Collection[str]) -> int:
+        """These dead ones are deleted, and block nothing any more."""
+        return await self._of(event_ids, f"DELETE FROM {TABLE}", "status = 'dead'")  # noqa: S608 - no input
+
+    async def purge(self, *, older_than_seconds: float, limit: int = 1_000) -> int:
+        """Delete up to `limit` events that were sent so long ago."""
+        statement = f"""
+            DELETE FROM {TABLE} WHERE position IN (
+                SELECT position FROM {TABLE} WHERE status = 'sent' AND sent_at <= {_NOW} - CAST(?1 AS REAL)
+                ORDER BY sent_at LIMIT ?2)
+            RETURNING 1"""  # noqa: S608 - nothing of it is input
+        return len(await self._database.execute(statement, (f"{older_than_seconds}", limit)))
+
+    async def _of(
+        self,
+        event_ids: Collection[str],
+        change: str,
+        condition: str,
+        before: Sequence[Any] = (),
+        after: Sequence[Any] = (),
+    ) -> int:
+        """Carry out a change on those of the events that meet the condition; returns how many did."""
         done = 0
         ids = list(event_ids)
         for start in range(0, len(ids), _EVENTS_A_STATEMENT):
             some = ids[start : start + _EVENTS_A_STATEMENT]
-            statement = f"""
-                UPDATE {TABLE} SET {change}, last_error = ?
-                WHERE event_id IN ({_marks(len(some))}) AND status = 'claimed' AND claimed_by = ?
-                RETURNING 1"""  # noqa: S608 - nothing of it is input
-            done += len(await self._database.execute(statement, (reason, *some, worker)))
+            statement = f"{change} WHERE event_id IN ({_marks(len(some))}) AND {condition} RETURNING 1"
+            done += len(await self._database.execute(statement, (*before, *some, *after)))
         return done
 
 
@@ -147,7 +190,26 @@ def _marks(count: int) -> str:
 
 
 _DUE = f"(status = 'pending' OR status = 'claimed' AND claimed_at <= {_NOW} - CAST(?2 AS REAL))"
-_CLAIM = f"""
+_BACKLOG = f"""
+    WITH dead AS MATERIALIZED (
+        SELECT saga_id, min(position) AS position FROM {TABLE} WHERE status = 'dead' GROUP BY saga_id)
+    SELECT
+        (SELECT count(*) FROM {TABLE} WHERE status IN ('pending', 'claimed')),
+        coalesce((
+            SELECT max((julianday('now') - julianday(created_at)) * 86400.0, 0.0) FROM {TABLE}
+            WHERE status IN ('pending', 'claimed') ORDER BY position LIMIT 1), 0.0),
+        (SELECT count(*) FROM {TABLE} WHERE status = 'dead'),
+        (SELECT count(*) FROM {TABLE} AS event JOIN dead ON dead.saga_id = event.saga_id
+            WHERE event.status IN ('pending', 'claimed') AND event.position > dead.position)"""  # noqa: S608 - no input
+
+
+def _claim(*, past_dead: bool) -> str:
+    """One statement, and so one writer at a time; of a saga it takes what comes next, unless some before is claimed."""
+    unblocked = f"""
+            AND NOT EXISTS (
+                SELECT 1 FROM {TABLE} AS dead
+                WHERE dead.saga_id = event.saga_id AND dead.position < event.position AND dead.status = 'dead')"""  # noqa: S608 - no input
+    return f"""
     UPDATE {TABLE} SET status = 'claimed', claimed_by = ?1, claimed_at = {_NOW}, attempts = attempts + 1
     WHERE position IN (
         SELECT position FROM {TABLE} AS event
@@ -155,7 +217,6 @@ _CLAIM = f"""
         AND NOT EXISTS (
             SELECT 1 FROM {TABLE} AS earlier
             WHERE earlier.saga_id = event.saga_id AND earlier.position < event.position
-            AND earlier.status = 'claimed' AND earlier.claimed_at > {_NOW} - CAST(?2 AS REAL))
+            AND earlier.status = 'claimed' AND earlier.claimed_at > {_NOW} - CAST(?2 AS REAL)){"" if past_dead else unblocked}
         ORDER BY position LIMIT ?3)
     RETURNING position, event_id, payload, headers, attempts"""  # noqa: S608 - nothing of it is input
-"""One statement, and so one writer at a time; of a saga it takes what comes next, unless some before is claimed."""

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
+import msgspec
+
 from sagascope.cloudevents import headers
 from sagascope.errors import PartialError, PermanentError
 from sagascope.events import encode
@@ -44,6 +46,31 @@ class ClaimedEvent(NamedTuple):
     headers: list[tuple[str, bytes]]
     attempts: int
     """How often it was claimed, this time included."""
+
+
+class Backlog(NamedTuple):
+    """What an outbox holds that is not sent, at one moment."""
+
+    depth: int
+    """Events that are to be sent, claimed ones and blocked ones included."""
+    lag_seconds: float
+    """The age of the eldest of them; 0 where there is none."""
+    parked: int
+    """Events that were given up, and that nobody has dealt with yet."""
+    blocked: int
+    """Events of the depth that come after a parked one of their saga."""
+
+
+class ParkedEvent(NamedTuple):
+    """An event that was given up, for whoever decides what becomes of it."""
+
+    event_id: str
+    saga_id: str
+    event_type: str
+    attempts: int
+    created_at: str
+    """RFC 3339 or nearly, UTC."""
+    reason: str
 
 
 class _Handed:
@@ -156,16 +183,20 @@ class OutboxStorage(ABC):
         """Store and commit the rows."""
 
     @abstractmethod
-    async def claim(self, worker: str, *, limit: int = 500, lease_seconds: float = 60.0) -> list[ClaimedEvent]:
+    async def claim(
+        self, worker: str, *, limit: int = 500, lease_seconds: float = 60.0, past_dead: bool = True
+    ) -> list[ClaimedEvent]:
         """Take up to `limit` events to send, the eldest first, for so long.
 
         Of one saga they are in order, and no other worker gets later ones while these are claimed; so several relays
-        keep each saga's order. An event may be claimed twice, by a worker that takes longer than its lease.
+        keep each saga's order. An event may be claimed twice, by a worker that takes longer than its lease. One whose
+        headers can't be read is dead at once.
 
         Args:
             worker: A name that no other has at this time.
             limit: At most so many.
             lease_seconds: After so long, counted by the database's clock, others may claim them.
+            past_dead: Whether events are given that come after a dead one of their saga.
         """
 
     @abstractmethod
@@ -178,7 +209,38 @@ class OutboxStorage(ABC):
 
     @abstractmethod
     async def mark_dead(self, worker: str, event_ids: Collection[str], reason: str) -> int:
-        """These will not be sent; later events of their sagas are. Returns how many the worker still had claimed."""
+        """These will not be sent, until somebody has them tried again. Returns how many the worker still had claimed."""
+
+    @abstractmethod
+    async def backlog(self) -> Backlog:
+        """What waits, what is parked, and how old the eldest is that waits."""
+
+    @abstractmethod
+    async def parked(self, *, saga_id: str | None = None, limit: int = 1_000) -> list[ParkedEvent]:
+        """The dead, the eldest first; of one saga, or of all."""
+
+    @abstractmethod
+    async def retry_parked(self, event_ids: Collection[str]) -> int:
+        """These dead ones are pending again, in their old place. Returns how many were dead."""
+
+    @abstractmethod
+    async def discard_parked(self, event_ids: Collection[str]) -> int:
+        """These dead ones are deleted, and block nothing any more. Returns how many were dead."""
+
+    @abstractmethod
+    async def purge(self, *, older_than_seconds: float, limit: int = 1_000) -> int:
+        """Delete up to `limit` events that were sent so long ago. Returns how many; fewer than `limit`: no more are."""
+
+    async def _readable(self, worker: str, rows: Sequence[Sequence[Any]]) -> list[ClaimedEvent]:
+        """What was claimed, by position. One that can't be read would fail each claim for ever: it is dead."""
+        events: list[ClaimedEvent] = []
+        for row in rows:
+            try:
+                events.append(claimed_event(*row))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                reason = f"headers: no JSON object of texts with ce_subject ({type(error).__name__})"
+                await self.mark_dead(worker, [str(row[1])], reason)
+        return sorted(events)
 
 
 def _rows(events: Sequence[SagaEvent]) -> tuple[list[OutboxRow], list[tuple[SagaEvent, str]]]:
@@ -205,7 +267,7 @@ def _row(event: SagaEvent) -> OutboxRow:
 
 def claimed_event(position: int, event_id: str, payload: bytes, headers_json: str, attempts: int) -> ClaimedEvent:
     """A row as a relay sends it."""
-    values: dict[str, str] = json.loads(headers_json)
+    values = msgspec.json.decode(headers_json, type=dict[str, str])
     return ClaimedEvent(
         position=position,
         event_id=event_id,

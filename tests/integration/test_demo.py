@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -10,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -66,6 +69,18 @@ def test_demo_misses_nothing_and_a_second_run_goes_on(local: Settings) -> None:
             assert re.search(r"loan-origination +\w+ +\d+ +\d+\.\d%", output.split("DuckDB over")[0]), output
 
 
+def _live(address: str) -> dict[str, Any]:
+    """The newest frame of the dashboard, once it holds an event."""
+    deadline = time.monotonic() + 30
+    while True:
+        with suppress(OSError), urlopen(f"{address}/api/v1/live", timeout=5) as answer:  # noqa: S310 - this machine's
+            frame: dict[str, Any] = json.load(answer)
+            if frame["freshness"]["newest_event_at"]:
+                return frame
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
 def test_a_terminal_shows_the_live_table_and_ctrl_c_ends_it(local: Settings) -> None:
     """In a terminal the table is redrawn; Ctrl-C still stores what was sent, says the counts, leaves nothing running."""
     master, slave = pty.openpty()
@@ -75,6 +90,9 @@ def test_a_terminal_shows_the_live_table_and_ctrl_c_ends_it(local: Settings) -> 
         os.close(slave)
         shown = _read_until(master, process, b"First statistics after", 120)
         assert b"Ctrl-C ends it" in shown
+        address = re.search(rb"Dashboard: \S*?(http://127.0.0.1:\d+)", shown)
+        assert address, shown
+        assert _live(address[1].decode())["series"]["started"]
         with demo(local, "--for", "5s") as second:
             refused, _ = second.communicate(timeout=60)
         assert second.returncode == 1

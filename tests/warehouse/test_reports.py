@@ -144,7 +144,8 @@ def reporting(connection: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnectio
     connection.execute("CREATE VIEW known_definitions AS FROM saga_definitions")
     for table in STATISTICS:
         connection.execute(f'CREATE VIEW "{table.name}" AS SELECT *, TRUE AS "open" FROM ({query_of(SETTINGS, table)})')
-    reports.create_macros(connection, SETTINGS)
+    for statement in reports.macros(SETTINGS).values():
+        connection.execute(statement)
     return connection
 
 

@@ -87,7 +87,8 @@ def opened(
             schema = schema_to_pyarrow(table.schema, include_field_ids=False)
             connection.register(table.name, pa.Table.from_pylist(its, schema=schema))
         until = bounds.pop("until", MIDNIGHT + timedelta(days=1))
-        saga_runs.create_views(connection, "events", "saga_definitions", bounds.get("since"), until)
+        for statement in saga_runs.views("events", "saga_definitions", bounds.get("since"), until).values():
+            connection.execute(statement)
         yield connection
 
 

@@ -22,6 +22,7 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 from sagascope.events import EventType, SagaEvent
 from tests import oracle
 from warehouse import history, reports, statistics
+from warehouse.named_views import NamedViews
 from warehouse.settings import Settings
 from warehouse.tables import EVENTS, SAGA_STATS, STATISTICS, STEP_DURATIONS, STEP_STATS, Table
 
@@ -73,7 +74,7 @@ def opened(events: pa.Table) -> duckdb.DuckDBPyConnection:
 def percentiles(duck: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
     """Saga, step, phase, how many, p50, p95 and p99 over the whole span, as reports tell them."""
     duck.execute("CREATE MACRO as_of() AS now()")
-    reports.create_macros(duck, SETTINGS, names=["asked_step_percentiles"])
+    NamedViews(duck, reports.macros(SETTINGS)).create("asked_step_percentiles")
     query = """
         SELECT * EXCLUDE "hour" FROM asked_step_percentiles('*', MAP {}::MAP(VARCHAR, VARCHAR), NULL::INTERVAL, FALSE)
         ORDER BY ALL
@@ -104,7 +105,7 @@ def test_statistics_equal_the_oracle() -> None:
     with opened(rows_of(events)) as duck:
         for name, rows in expected.items():
             duck.execute(f"CREATE VIEW stored_{name} AS FROM {name}")
-            assert oracle.differing_windows(history.History(duck), name, rows) == []
+            assert oracle.differing_windows(history.History(duck, NamedViews(duck, {})), name, rows) == []
             assert len(rows) > 30
 
 

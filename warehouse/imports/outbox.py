@@ -31,6 +31,8 @@ CONNECT_SECONDS = 10.0
 POSTGRESQL = ("postgresql://", "postgres://")
 _IS_MOMENT = "(created_at >= timestamptz '1970-01-01Z' AND created_at < timestamptz '9999-01-01Z')"
 """PostgreSQL knows `infinity`, too, and years that no calendar of ours has."""
+MOMENT = f"CASE WHEN {_IS_MOMENT} THEN (extract(epoch FROM created_at) * 1000000)::bigint END"
+"""SQL of PostgreSQL for a row's created_at in microseconds since the epoch, NULL where it is no moment of our calendar."""
 _SCHEMA = pa.schema(
     {
         "row_id": pa.string(),
@@ -193,7 +195,7 @@ class SQLiteOutbox(Outbox):
                 sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
             ) as connection:
                 connection.text_factory = lambda text: text.decode("utf-8", "replace")
-                connection.create_function("at", 1, _microseconds, deterministic=True)
+                connection.create_function("at", 1, microseconds_of, deterministic=True)
                 connection.execute("BEGIN")  # one snapshot
                 loaded.before, loaded.after = connection.execute(
                     "SELECT count(*) FILTER (WHERE at(created_at) < ?), count(*) FILTER (WHERE at(created_at) >= ?) FROM outbox_events",
@@ -226,8 +228,7 @@ def _asked(tables: list[str]) -> str:
     """SQL for the rows of each saga that has one in [$1, $2), and for those without a time."""
     span = "($1::timestamptz IS NULL OR created_at >= $1) AND ($2::timestamptz IS NULL OR created_at < $2)"
     sagas = " UNION ".join(f"SELECT saga_id FROM {table} WHERE {span}" for table in tables)  # noqa: S608 - ours
-    at = f"CASE WHEN {_IS_MOMENT} THEN (extract(epoch FROM created_at) * 1000000)::bigint END"
-    columns = f"SELECT event_id::text, saga_id, event_type, payload::text, {at} FROM"
+    columns = f"SELECT event_id::text, saga_id, event_type, payload::text, {MOMENT} FROM"
     parts = [
         # Two conditions in one, joined by OR, would be tried for each pair of rows: PostgreSQL hashes only the first alone.
         f"{columns} {table} WHERE {where}"
@@ -237,7 +238,7 @@ def _asked(tables: list[str]) -> str:
     return f"WITH asked AS ({sagas}) {' UNION ALL '.join(parts)}"
 
 
-def _microseconds(created_at: object) -> int | None:
+def microseconds_of(created_at: object) -> int | None:
     """Since the epoch; of a text without a zone, UTC. None: it is no moment since then."""
     try:
         moment = datetime.fromisoformat(str(created_at))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from sagascope.delivery import TimeoutWrappedListener
-from sagascope.errors import DeliveryError, TransientError
+from sagascope.errors import DeliveryError, PartialError, TransientError
 from sagascope.events import EventType, SagaEvent, encode
 from tests.sagascope.conftest import make_event
 from tests.servers.proxy import Fault, Proxy
@@ -32,6 +32,22 @@ if TYPE_CHECKING:
     from sagascope.listener import EventListener
 
 TIMEOUT_MS = 1_500
+
+
+async def settle(listener: EventListener, events: Sequence[SagaEvent]) -> None:
+    """Write until all are taken, as a fan-out does."""
+    async with asyncio.timeout(60):
+        while events:
+            try:
+                await listener.write(events)
+            except PartialError as error:
+                if error.rejected:
+                    raise
+                events = error.retry
+            except TransientError:
+                await asyncio.sleep(0.1)
+            else:
+                return
 
 
 def a_run(saga_id: str, saga_name: str = "order") -> list[SagaEvent]:

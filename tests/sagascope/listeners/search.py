@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -11,12 +10,11 @@ import elasticsearch
 import opensearchpy
 import pytest
 
-from sagascope.errors import PartialError, TransientError
 from sagascope.listeners.elasticsearch import ElasticsearchListener
 from tests.servers.elasticsearch import ELASTICSEARCH, OPENSEARCH, Product, ask
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
     from sagascope.events import SagaEvent
@@ -112,19 +110,3 @@ async def listening(client: Any, **options: Any) -> AsyncIterator[ElasticsearchL
             yield listener
         finally:
             await listener.close()
-
-
-async def settle(listener: ElasticsearchListener, events: Sequence[SagaEvent]) -> None:
-    """Write until all are taken, as a fan-out does."""
-    async with asyncio.timeout(60):
-        while events:
-            try:
-                await listener.write(events)
-            except PartialError as error:
-                if error.rejected:
-                    raise
-                events = error.retry
-            except TransientError:
-                await asyncio.sleep(0.1)
-            else:
-                return

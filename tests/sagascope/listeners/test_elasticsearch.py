@@ -18,7 +18,7 @@ from sagascope.errors import PartialError
 from sagascope.events import EventType, SagaEvent, decode
 from sagascope.listeners.elasticsearch import ElasticsearchListener
 from tests.sagascope.conftest import make_event
-from tests.sagascope.listeners.contract import NetworkedContract, a_run
+from tests.sagascope.listeners.contract import NetworkedContract, a_run, settle
 from tests.sagascope.listeners.search import (
     INDEX,
     Search,
@@ -26,7 +26,6 @@ from tests.sagascope.listeners.search import (
     elasticsearch_client,
     opensearch_at,
     search,
-    settle,
 )
 from tests.servers.elasticsearch import kill, node
 from tests.servers.server import state_folder

@@ -12,8 +12,8 @@ import pytest
 from sagascope.errors import PartialError, PermanentError, TransientError
 from sagascope.listeners.elasticsearch import _DRIVERS, TEMPLATE_VERSION, ElasticsearchListener, _digest, index_template
 from tests.sagascope.conftest import make_event
-from tests.sagascope.listeners.contract import a_run
-from tests.sagascope.listeners.search import INDEX, Search, elasticsearch_client, opensearch_at, search, settle
+from tests.sagascope.listeners.contract import a_run, settle
+from tests.sagascope.listeners.search import INDEX, Search, elasticsearch_client, opensearch_at, search
 from tests.servers.elasticsearch import INDEXING_BYTES, LARGEST_REQUEST_BYTES
 
 __all__ = ["search"]

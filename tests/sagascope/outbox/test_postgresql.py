@@ -18,7 +18,8 @@ from sagascope.listeners.outbox import OutboxSagaListener
 from sagascope.outbox import postgresql as outbox_module
 from tests.sagascope.conftest import make_event, until
 from tests.sagascope.listeners.contract import a_run
-from tests.sagascope.outbox.behaviour import OutboxBehaviour, Transaction
+from tests.sagascope.outbox.behaviour import Transaction
+from tests.sagascope.outbox.relayed import RelayedBehaviour
 from tests.servers.postgresql import PostgresServer
 from tests.servers.proxy import Fault, Proxy
 from tests.servers.server import state_folder
@@ -66,7 +67,7 @@ async def stored(dsn: str) -> list[str]:
     return [str(row[0]) for row in rows]
 
 
-class TestPostgresOutbox(OutboxBehaviour):
+class TestPostgresOutbox(RelayedBehaviour):
     """The laws of every outbox."""
 
     @pytest.fixture(autouse=True)

@@ -18,7 +18,8 @@ from sagascope.errors import PermanentError, TransientError
 from sagascope.sqlite import delivery_error
 from tests.sagascope.conftest import make_event, until
 from tests.sagascope.listeners.contract import exceptions_of
-from tests.sagascope.outbox.behaviour import OutboxBehaviour, Transaction
+from tests.sagascope.outbox.behaviour import Transaction
+from tests.sagascope.outbox.relayed import RelayedBehaviour
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,7 +53,7 @@ class SQLiteTransaction(Transaction):
         await self.connection.rollback()
 
 
-class TestSQLiteOutbox(OutboxBehaviour):
+class TestSQLiteOutbox(RelayedBehaviour):
     """The laws of every outbox."""
 
     @pytest.fixture(autouse=True)
