@@ -16,8 +16,11 @@ from urllib.parse import quote
 import httpx
 import msgspec
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
 
 from pipelines.ports import free_port
+from tests.servers.server import require_debian
 from tests.warehouse.live_oracle import SCRIPT, story
 from tests.warehouse.planted import append, event, events_of
 from warehouse import history
@@ -30,10 +33,6 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the group `dev`")
-expect = playwright.expect
-
-CHROMIUM = Path("/usr/bin/chromium")
 ROOT = Path(__file__).parents[3]
 PAGES = ("/", "/history", "/flow", "/system", "/sagas/s4")
 DESKTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
@@ -43,8 +42,6 @@ STEPS = [
     {"step_name": "pay", "compensable": True},
     {"step_name": "ship", "depends_on": ["pay"], "pivot": True, "timeout_seconds": 2.5},
 ]
-
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
 
 
 class Site:
@@ -106,9 +103,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium."""
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        one = driver.chromium.launch(executable_path=str(CHROMIUM), args=arguments)
+        one = driver.chromium.launch(executable_path=require_debian("chromium", "chromium"), args=arguments)
         yield one
         one.close()
 
@@ -299,7 +296,7 @@ def test_it_reconnects_by_itself(site: Site, browser: Browser) -> None:
 @pytest.mark.parametrize("path", PAGES)
 def test_nothing_keeps_anybody_out(site: Site, browser: Browser, path: str, scheme: str) -> None:
     """Axe finds no fault, at the width of a desktop and of a phone; no page is wider than the phone."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs the group `dev`").Axe()
+    axe = Axe()
     for size in (DESKTOP, PHONE):
         with opened(browser, site.address + path, viewport=size, color_scheme=scheme, reduced_motion="reduce") as page:
             await_numbers(page)
