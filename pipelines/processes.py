@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import threading
 from collections import deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 LOGS_KEPT = 3
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ProcessFailedError(RuntimeError):
@@ -40,6 +44,23 @@ def start(
             env=os.environ | {"TMPDIR": str(temporary)} | dict(environment or {}),
             start_new_session=True,
         )
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that end a process wait until the block is done: what it starts is noted before a handler may raise."""
+    if threading.current_thread() is not threading.main_thread():  # no handler runs there
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda one, _: came.append(one)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 def rotate(log: Path) -> None:

@@ -185,9 +185,10 @@ def _start(settings: Settings, last: Broker | None) -> Broker:
         if done.returncode:
             msg = f"Kafka could not format {folder / 'data'}: {(done.stdout + done.stderr).strip()[-800:]}"
             raise StackError(msg)
-    child = processes.start([*options, "kafka.Kafka", str(config)], _log(settings), temporary=settings.temporary)
-    broker = Broker(child.pid, psutil.Process(child.pid).create_time(), port, controller_port)
-    _remember(settings, broker)
+    with processes.uninterrupted():
+        child = processes.start([*options, "kafka.Kafka", str(config)], _log(settings), temporary=settings.temporary)
+        broker = Broker(child.pid, psutil.Process(child.pid).create_time(), port, controller_port)
+        _remember(settings, broker)
     return broker
 
 

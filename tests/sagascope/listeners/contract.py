@@ -297,15 +297,16 @@ class NetworkedContract(ListenerContract):
 
 async def _written(listener: EventListener, events: Sequence[SagaEvent]) -> None:
     """Tried again as a fan-out does: a client may have to notice first that its connection is gone."""
-    for _ in range(20):
+    deadline = asyncio.get_running_loop().time() + 90
+    while True:
         try:
             await listener.write(events)
-        except DeliveryError as error:
-            last = error
+        except DeliveryError:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
             await asyncio.sleep(0.25)
         else:
             return
-    raise last
 
 
 def exceptions_of(*modules: Any, base: type[BaseException] = Exception) -> set[type[BaseException]]:
